@@ -66,7 +66,7 @@ ALLOWED = {
 
 
 @pytest.mark.slow
-def test_nothing_names_a_backend_but_the_files_with_a_reason() -> None:
+def test_only_files_with_a_reason_name_a_backend() -> None:
     found = places(ROOT, NAMES)
     assert {path: found[path] for path in found if path not in ALLOWED} == {}
     assert sorted(ALLOWED) == sorted(found), "files that name no backend any more need no reason"
@@ -109,5 +109,5 @@ def test_a_name_in_another_file_is_found(path: str, text: str, tmp_path: Path) -
         ("pyproject.toml", '[project.optional-dependencies]\ntvm = ["apache-tvm>=0.27"]\n'),
     ],
 )
-def test_prose_and_a_backends_own_files_are_not(path: str, text: str, tmp_path: Path) -> None:
+def test_prose_and_a_backends_own_files_are_exempt(path: str, text: str, tmp_path: Path) -> None:
     assert places(tree_with(tmp_path, path, text), NAMES) == {}

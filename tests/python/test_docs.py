@@ -187,7 +187,7 @@ def test_the_verbs_that_are_shown_exist_and_the_readme_names_the_main_ones(
 
 
 @pytest.mark.parametrize("page", pages.pages(), ids=lambda page: page.name)
-def test_the_folders_and_files_that_a_page_names_exist(page: Path) -> None:
+def test_the_directories_and_files_that_a_page_names_exist(page: Path) -> None:
     text = page.read_text()
     for link in re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", text):
         # The C++ reference is generated; mkdocs checks links to it.

@@ -37,7 +37,7 @@ def out_of_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("program", ["with_hybrid_rt", "with_torch_only"])
-def test_a_program_finds_what_python_finds(
+def test_a_program_gives_the_boxes_of_python(
     program: str, downstream: Path, demo_bundle: Path, demo_image: Tensor, tmp_path: Path
 ) -> None:
     (expected,) = hybrid_rt.load(demo_bundle)([demo_image])
@@ -79,7 +79,7 @@ def test_the_package_is_found_by_either_variable(name: str, tmp_path: Path) -> N
     assert f"hybrid_rt: torch {'.'.join(torch.__version__.split('.')[:2])} in " in result.stdout
 
 
-def test_a_torch_folder_that_holds_no_torch_is_a_clear_error(tmp_path: Path) -> None:
+def test_a_torch_directory_without_torch_is_a_clear_error(tmp_path: Path) -> None:
     result = configure(DOWNSTREAM, tmp_path / "build", f"-DHYBRID_RT_TORCH_FOLDER={tmp_path}")
     assert result.returncode != 0
     text = " ".join(result.stderr.split())
@@ -341,7 +341,7 @@ def test_a_backend_is_added_by_two_directories_a_page_and_an_extra(
     assert checked.returncode == 0, checked.stdout
 
 
-def test_a_list_that_the_added_backend_would_have_to_join_is_found(repository_with_another_backend: Path) -> None:
+def test_a_list_that_names_backends_is_found(repository_with_another_backend: Path) -> None:
     assert places(repository_with_another_backend, {"interpreter", "no-such-vendor", "no_such_vendor"}) == {}
     path = repository_with_another_backend / "hybrid_rt" / "bench" / "results.py"
     path.write_text(path.read_text() + '\n_FAST = {"openvino": 1, "interpreter": 2}\n')

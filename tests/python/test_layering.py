@@ -65,7 +65,7 @@ def test_the_source_is_found() -> None:
     assert {"conversion.convert", "backends.base", "cli.main"} <= set(MODULES)
 
 
-def test_backends_do_not_know_each_other() -> None:
+def test_backends_do_not_import_each_other() -> None:
     of = {module: module.split(".")[1] for module in MODULES if module.startswith("backends.")}
     backends = set(of.values()) - registry.SHARED
     assert len(backends) >= 6
@@ -138,7 +138,7 @@ LIBRARY = [path for path in sources(CPP / "src") if CUDA not in path.parents]
 FOLDERS = ["common", "spec", "bundle", "engine", "operators", "torchscript", "verify", "service"]
 
 
-def test_the_folders_of_the_library_are_layers() -> None:
+def test_the_directories_of_the_library_are_layers() -> None:
     assert sorted(path.name for path in (CPP / "src").iterdir()) == sorted(FOLDERS)
     for path in sources(CPP / "src"):
         folder = path.relative_to(CPP / "src").parts[0]
@@ -203,7 +203,7 @@ def test_the_cuda_operators_know_the_library_and_cuda_only(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(CUDA.glob("*.cu")), ids=lambda path: path.name)
-def test_what_nvcc_compiles_is_free_of_torch(path: Path) -> None:
+def test_sources_for_nvcc_do_not_include_torch(path: Path) -> None:
     seen: set[Path] = set()
     waiting = [path]
     while waiting:

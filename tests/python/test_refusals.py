@@ -101,7 +101,7 @@ def test_each_code_has_an_entry_and_each_entry_is_raised_somewhere() -> None:
     assert refusals().keys() - raised == set()
 
 
-def test_what_is_exempt_is_there() -> None:
+def test_exempted_names_exist() -> None:
     expected = {text for site in SITES for text in site.expected}
     assert expected >= INSTALLATION
     for part in NOT_OF_A_DETECTOR:

@@ -94,7 +94,7 @@ def folders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
 
 
 @needs_compiler
-def test_compiling_leaves_nothing_behind_and_the_users_settings_alone(
+def test_compiling_leaves_no_files_and_keeps_the_users_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     temporary, users = folders(tmp_path, monkeypatch)
@@ -108,7 +108,7 @@ def test_compiling_leaves_nothing_behind_and_the_users_settings_alone(
 
 
 @needs_compiler
-def test_what_the_machine_must_have_is_recorded() -> None:
+def test_requirements_of_the_machine_are_recorded() -> None:
     major, minor = map(int, torch.__version__.split(".")[:2])
     requirements = artifact().spec.requirements
     assert requirements["version"] == f">={major}.{minor},<{major}.{minor + 1}"
@@ -249,7 +249,7 @@ def test_the_callers_threads_stay_as_they_are() -> None:
 
 
 @needs_compiler
-def test_what_is_no_library_is_refused() -> None:
+def test_files_that_are_not_libraries_are_refused() -> None:
     # A truncated library would fail earlier, because the digest is checked first.
     altered = replace(artifact(), blobs={**artifact().blobs, "library": blob_from_bytes(b"no library")})
     with pytest.raises(
@@ -261,7 +261,7 @@ def test_what_is_no_library_is_refused() -> None:
 
 @needs_compiler
 @pytest.mark.parametrize("words", ["0.2: 1.2:", "== 1 2", "2.2: 1 ==", "0.4: 1 ==", "0.2 1 ==", "x"])
-def test_conditions_that_can_not_be_read_are_refused(words: str) -> None:
+def test_conditions_that_cannot_be_read_are_refused(words: str) -> None:
     altered = replace(
         artifact(), blobs={**artifact().blobs, "conditions": blob_from_bytes(f"text\t{words}\n".encode())}
     )
@@ -308,7 +308,7 @@ def test_without_a_compiler_it_says_so() -> None:
     assert (info.compile_reason, info.run_reason) == (reason, "")
 
 
-def test_a_compiler_that_fails_is_told(tmp_path: Path) -> None:
+def test_a_failing_compiler_is_reported(tmp_path: Path) -> None:
     broken = tmp_path / "broken-g++"
     broken.write_text(
         '#!/bin/sh\ncase "$1" in *version|-v) echo "g++ (GCC) 12.2.0";; *) echo "no space left" >&2; exit 1;; esac\n'
@@ -357,7 +357,7 @@ def test_it_compiles_for_cpus_and_for_cuda() -> None:
     assert info.devices == ("cpu", "cuda")
 
 
-def test_fp16_is_for_cuda_only() -> None:
+def test_fp16_is_only_for_cuda() -> None:
     assert CUDA.target_precisions == ("fp32", "bf16", "fp16")
     with pytest.raises(OptionError, match=r"precision for aot_inductor: expected one of fp32, bf16, got 'fp16'\."):
         choose_variants("aot_inductor", "fp16", fallback=False)
@@ -397,7 +397,7 @@ def test_without_a_device_compiling_for_it_is_refused_before_any_work(monkeypatc
         (cuda, "_HEADERS", ("no-such.h",), "no CUDA headers (no-such.h)"),
     ],
 )
-def test_what_else_cuda_takes_is_named(
+def test_other_options_for_cuda_are_named(
     owner: Any, lacking: str, value: Any, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     importlib.import_module("torch.utils.cpp_extension")  # it searches for modules itself
@@ -456,7 +456,7 @@ def test_without_a_device_the_next_variant_runs(tmp_path: Path) -> None:
     assert [choice["backend"] for choice in hybrid_rt.engines(module)] == ["torchscript"]
 
 
-def test_whether_another_machines_gpu_would_run_it_can_be_asked(tmp_path: Path) -> None:
+def test_check_can_judge_for_the_gpu_of_another_machine(tmp_path: Path) -> None:
     path = cuda_bundle(tmp_path / "cuda.pt")
 
     def refusal(device: str, capability: str) -> str:

@@ -49,7 +49,7 @@ def expected(x: tuple[Tensor, ...], seed: int = 0) -> Tensor:
     return program(seed).members[0].module(*(tensor.cpu() for tensor in x))
 
 
-def test_cuda_what_the_machine_must_have_is_recorded() -> None:
+def test_cuda_requirements_of_the_machine_are_recorded() -> None:
     spec = cuda_artifact().spec
     major, minor = torch.cuda.get_device_capability()
     assert spec.device == "cuda"
@@ -59,7 +59,7 @@ def test_cuda_what_the_machine_must_have_is_recorded() -> None:
 
 @pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize("size", [(1, 16, 24), (2, 8, 10), (3, 64, 36), (1, 200, 304), (0, 16, 24)])
-def test_cuda_computes_what_the_module_does(size: tuple[int, int, int]) -> None:
+def test_cuda_matches_the_module(size: tuple[int, int, int]) -> None:
     x = on_cuda(inputs(*size))
     run = cuda_engine()
     for _ in range(5):  # use each runner more than once
@@ -87,7 +87,7 @@ def test_cuda_half_precision_is_inside_only(precision: str, limit: float) -> Non
     assert 1e-6 < error < limit
 
 
-def test_cuda_sizes_that_do_not_belong_together_are_refused() -> None:
+def test_cuda_inconsistent_sizes_are_refused() -> None:
     pictures, bias = on_cuda(inputs(2))
     with pytest.raises(RuntimeError, match=re.escape("expected pictures.shape[0] == bias.shape[0], got")):
         cuda_engine()(pictures, bias[:1])
@@ -130,7 +130,7 @@ def test_cuda_runs_on_the_current_stream() -> None:
 
 
 @pytest.mark.usefixtures("exact")
-def test_cuda_threads_with_a_stream_each_do_not_mix() -> None:
+def test_cuda_threads_with_their_own_streams_do_not_interfere() -> None:
     run = cuda_engine()
     run(*on_cuda(inputs()))
     wrong: list[str] = []
@@ -165,7 +165,7 @@ def test_cuda_a_compiled_segment_moves_with_its_model() -> None:
         torch.testing.assert_close(model(picture.to(device)).cpu(), module(picture), rtol=1e-4, atol=1e-5)
 
 
-def test_cuda_a_device_that_is_not_there_or_of_another_kind_is_refused() -> None:
+def test_cuda_a_missing_device_or_one_of_another_kind_is_refused() -> None:
     run = cuda_engine()
     with pytest.raises(RuntimeError, match=r"aot_inductor.*there is no CUDA device 31"):
         run.engine.prepare("", torch.device("cuda", 31), 1, False)

@@ -157,7 +157,7 @@ def test_another_version_is_a_miss(
     assert store.key_of(CountingBackend(), program_of(), "fp32") != before
 
 
-def test_another_text_of_the_compile_half_is_a_miss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_source_of_the_compiler_is_a_miss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     digests = []
     for i in range(2):
@@ -167,7 +167,7 @@ def test_another_text_of_the_compile_half_is_a_miss(tmp_path: Path, monkeypatch:
     assert digests[0] != digests[1]
 
 
-def test_the_name_of_the_segment_and_the_picture_do_not_matter(folder: Path) -> None:
+def test_the_name_of_the_segment_and_the_image_do_not_matter(folder: Path) -> None:
     store.get_or_compile(CountingBackend(), program_of(), "fp32")
     detector = nn.Sequential(small_detector()).eval()
     program = capture_alone(detector, "0.backbone", [(small_picture(seed=1),)])
@@ -203,7 +203,7 @@ def test_a_compiler_that_refuses_leaves_nothing(folder: Path) -> None:
 # convert()
 
 
-def test_convert_says_what_was_cached_and_makes_the_same_bundle(folder: Path, tmp_path: Path) -> None:
+def test_convert_reports_cache_hits_and_makes_the_same_bundle(folder: Path, tmp_path: Path) -> None:
     def converted(name: str) -> hybrid_rt.ConversionReport:
         return hybrid_rt.convert(small_detector(), (small_picture(),), tmp_path / name).report
 
@@ -228,7 +228,7 @@ class SlowBackend(CountingBackend):
         return artifact
 
 
-def test_threads_that_want_the_same_compile_once(folder: Path) -> None:
+def test_threads_that_need_the_same_artifact_compile_it_once(folder: Path) -> None:
     backend, hits = SlowBackend(), []
     programs = [program_of() for _ in range(4)]
 
@@ -279,7 +279,7 @@ def test_a_process_waits_for_another_that_compiles_the_same(folder: Path) -> Non
     assert len(files(folder)) == 1
 
 
-def test_who_waits_too_long_compiles_itself(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_waits_too_long_compiles_by_itself(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "COMPILE_SECONDS", 0.01)
     backend, program = CountingBackend(), program_of()
     (folder / ".locks").mkdir(parents=True)
@@ -305,7 +305,7 @@ def test_who_waits_too_long_compiles_itself(folder: Path, monkeypatch: pytest.Mo
 # The size limit
 
 
-def test_what_was_not_used_for_longest_goes_first(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_least_recently_used_entry_is_evicted_first(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = program_of()
     for name in ("first", "second", "third"):
         backend = CountingBackend()
@@ -324,9 +324,7 @@ def test_what_was_not_used_for_longest_goes_first(folder: Path, monkeypatch: pyt
     assert segments() == ["fourth", "third", "first"]
 
 
-def test_what_is_larger_than_the_bound_is_not_kept_and_removes_nothing(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_entries_above_the_bound_are_not_kept_and_evict_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store.get_or_compile(CountingBackend(), program_of(), "fp32")
     monkeypatch.setenv("HYBRID_RT_CACHE_SIZE", "999")
     assert store.get_or_compile(CountingBackend(), program_of(side=48), "fp32")[1] is False
@@ -361,7 +359,7 @@ def test_sizes(monkeypatch: pytest.MonkeyPatch, text: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["-1", "5X", "G", "five", "1e9", "5G5", "\u0665"])
-def test_a_size_that_is_none_is_an_error(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def test_an_invalid_size_is_an_error(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("HYBRID_RT_CACHE_SIZE", text)
     with pytest.raises(OptionError) as caught:
         store.get_or_compile(CountingBackend(), program_of(), "fp32")
@@ -374,7 +372,7 @@ def test_a_size_that_is_none_is_an_error(monkeypatch: pytest.MonkeyPatch, text: 
 # The directory
 
 
-def test_the_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_directory_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
     monkeypatch.setenv("HYBRID_RT_CACHE", "~/own")
@@ -397,7 +395,7 @@ def test_a_user_without_a_home_gets_a_warning(monkeypatch: pytest.MonkeyPatch) -
         assert store.get_or_compile(CountingBackend(), program_of(), "fp32")[1] is False
 
 
-def test_a_folder_that_cannot_be_written_is_a_warning(folder: Path) -> None:
+def test_a_directory_that_cannot_be_written_is_a_warning(folder: Path) -> None:
     folder.write_text("a file")  # where even root cannot create a directory
     backend = CountingBackend()
     with pytest.warns(RuntimeWarning) as told:
@@ -459,7 +457,7 @@ def of_another_key(path: Path) -> None:
     [truncated, flipped_blob, flipped_header, longer, empty, foreign, of_another_key],
     ids=lambda f: f.__name__,
 )
-def test_a_damaged_entry_is_made_again(folder: Path, damage: Callable[[Path], None]) -> None:
+def test_a_damaged_entry_is_rebuilt(folder: Path, damage: Callable[[Path], None]) -> None:
     backend = CountingBackend()
     made, _ = store.get_or_compile(backend, program_of(), "fp32")
     (path,) = files(folder)
@@ -537,7 +535,7 @@ def test_list_names_a_damaged_entry_and_says_when_it_is_off(
     assert "│ (damaged) " in out
 
 
-def test_a_folder_that_is_not_there_is_empty(folder: Path) -> None:
+def test_a_missing_directory_counts_as_empty(folder: Path) -> None:
     assert store.entries() == []
     assert store.clear() == []
     assert not folder.exists()

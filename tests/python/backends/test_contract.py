@@ -37,7 +37,7 @@ def backend(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def test_a_compiler_is_configured_by_making_another_one(backend: str) -> None:
+def test_configuring_a_compiler_makes_another_one(backend: str) -> None:
     compiler = registry.backend(backend)
     told: list[float] = []
     configured = compiler.configured(compiler.devices[-1], progress=lambda share, what: told.append(share))
@@ -213,7 +213,7 @@ def test_results_equal_eager_in_value_and_structure(
         assert_equal_structure(scripted(*call), module(*call))
 
 
-def test_none_of_what_is_counted_gives_none(backend: str) -> None:
+def test_an_empty_count_gives_an_empty_result(backend: str) -> None:
     """This is what a mask head gets for an image without objects."""
     torch.manual_seed(0)
     head = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(4, 2, 2, 2)).eval()
@@ -361,7 +361,7 @@ def test_outputs_outlive_the_engine_and_the_inputs(backend: str) -> None:
         assert_equal_structure(result, expected)
 
 
-def test_outputs_stay_when_the_engine_runs_again(backend: str) -> None:
+def test_earlier_outputs_survive_a_later_run(backend: str) -> None:
     engine = dynamic_engine(backend)
     x, y = pictures(), pictures() + 1
     first = engine(x)
@@ -432,7 +432,7 @@ class WritesInPlace(Alone):
         return features.mul_(2)
 
 
-def test_what_the_detector_writes_in_place_is_not_taken_for_the_segments_own(backend: str) -> None:
+def test_in_place_writes_of_the_detector_are_not_attributed_to_the_segment(backend: str) -> None:
     torch.manual_seed(0)
     detector = WritesInPlace(OneTensor()).eval()
     program = capture_alone(detector, "backbone", [(pictures(),)])

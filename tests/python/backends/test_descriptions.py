@@ -208,7 +208,7 @@ class Telling(Backend):
         return Artifact(self.spec(program, precision, versions={}), {})
 
 
-def test_a_configured_backend_is_another_one_and_keeps_its_state() -> None:
+def test_a_configured_backend_is_a_new_object_with_its_own_state() -> None:
     original, told = Telling(), []
     configured = original.configured("cuda", {"level": 3}, lambda share, what: told.append((share, what)))
     assert (original.target, original.given, original.progress) == ("cpu", {}, None)
@@ -222,7 +222,7 @@ def test_a_configured_backend_is_another_one_and_keeps_its_state() -> None:
 
 
 @pytest.mark.parametrize("attribute", ["context", "device", "given", "progress"])
-def test_a_backend_can_not_be_reconfigured_from_outside(attribute: str) -> None:
+def test_a_backend_cannot_be_reconfigured_from_outside(attribute: str) -> None:
     backend = registry.backend("torchscript").configured("cpu")
     with pytest.raises(AttributeError):
         setattr(backend, attribute, "another")

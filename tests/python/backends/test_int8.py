@@ -274,7 +274,7 @@ class StandIn:
         }
 
 
-def test_nothing_is_kept_where_nothing_is_off() -> None:
+def test_exact_engines_keep_no_layer() -> None:
     found = search(StandIn({"a": 0.01, "b": 0.02}), 0.1, 10)
     assert (found.kept, found.model) == ((), {"a", "b"})
 
@@ -295,7 +295,7 @@ def test_a_branch_is_kept_where_half_of_the_layers_are_not_enough() -> None:
 
 
 @pytest.mark.parametrize("cost", [1.0, float("nan"), float("inf")])
-def test_what_stays_too_far_off_is_not_found(cost: float) -> None:
+def test_an_unreachable_accuracy_ends_the_search(cost: float) -> None:
     with pytest.raises(SearchFailed, match="at best, with half of the layers"):
         search(StandIn({f"layer {i}": cost for i in range(8)}), 0.1, 10)
 
@@ -327,7 +327,7 @@ def test_options_are_halved_and_checked() -> None:
         int8_options.checked("openvino", {"bits": 8})
 
 
-def test_a_record_survives_and_a_broken_one_is_none() -> None:
+def test_a_record_survives_and_a_broken_one_is_dropped() -> None:
     record = Quantization(
         12, 4, (KeptLayer("a", 0.2), KeptLayer("b")), 0.05, 0.3, 0.15, {"int8": 2.0, "int8 everywhere": 1.5}
     )

@@ -156,7 +156,7 @@ def test_nan_is_kept_or_is_a_known_limit(maker: str, engine: str) -> None:
         (lambda x: F.relu(torch.log(x.clamp(min=1e-5))), 0),
     ],
 )
-def test_only_what_follows_an_operator_that_makes_nan_is_changed(function: Operator, count: int) -> None:
+def test_only_values_after_a_nan_producing_operator_are_changed(function: Operator, count: int) -> None:
     """Layers of usual networks stay as OpenVINO's kernels have them, so that nothing gets slower."""
     import openvino
 

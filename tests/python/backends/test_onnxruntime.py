@@ -102,7 +102,7 @@ class Unknown(nn.Module):
         return pictures.sigmoid().erfinv()
 
 
-def test_an_operation_that_onnx_has_not_is_named() -> None:
+def test_an_operation_that_onnx_lacks_is_named() -> None:
     with pytest.raises(
         BackendError, match=r"hybrid_rt\[onnx\]: segment 'backbone': expected operations .*aten::erfinv"
     ):
@@ -203,7 +203,7 @@ def test_torchvisions_parts_give_the_same_at_sizes_never_seen(part: str) -> None
 # the engine
 
 
-def test_it_tells_version_precision_provider_and_threads() -> None:
+def test_it_reports_version_precision_provider_and_threads() -> None:
     engine = engine_of(dynamic_program())
     engine.engine.prepare("", torch.device("cpu"), 2, False)
     description = f"onnxruntime {onnxruntime.__version__}, fp32, CPU, 2 threads"
@@ -221,7 +221,7 @@ def test_a_run_that_fails_says_why_in_the_error_and_in_the_log(capfd: pytest.Cap
     assert_equal_structure(engine(*x), module(*x))
 
 
-def test_bytes_that_are_no_model_are_refused_with_the_vendors_message() -> None:
+def test_bytes_that_are_not_a_model_are_refused_with_the_vendors_message() -> None:
     artifact = artifact_of(dynamic_program())
     broken = Artifact(artifact.spec, {**artifact.blobs, "model": blob_from_bytes(b"no model")})
     with pytest.raises(RuntimeError, match=r"hybrid_rt\[onnxruntime\]: artifact: expected success of ONNX Runtime"):
@@ -260,7 +260,7 @@ def test_the_cpus_provider_may_be_named(named: str, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("named", ["TensorRT,CUDA", "Abacus", "AbacusExecutionProvider"])
-def test_a_provider_that_the_library_has_not_is_refused(named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_provider_that_the_library_lacks_is_refused(named: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if named == "TensorRT,CUDA" and "TensorrtExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this build has it")
     monkeypatch.setenv("HYBRID_RT_ONNXRUNTIME_PROVIDERS", named)

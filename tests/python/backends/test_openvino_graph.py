@@ -96,7 +96,7 @@ def foreign_size(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("change", [regrouped, other_order, used_twice, foreign_size])
-def test_what_is_not_proven_to_be_the_same_stays(change: Callable[[Tensor], Any]) -> None:
+def test_operators_without_proven_equality_stay(change: Callable[[Tensor], Any]) -> None:
     model = model_of(Changed(change, nn.Conv2d(6, 12, 3, padding=1)), True)
     expected = results(model, SHAPES[1])
     assert keep_pixels_together(model) == 0

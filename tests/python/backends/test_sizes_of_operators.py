@@ -92,7 +92,7 @@ def windows_of_five(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("engine", engines())
-def test_a_number_that_is_equal_at_both_ends_of_a_range_is_no_constant(engine: str) -> None:
+def test_a_number_equal_at_both_ends_of_a_range_is_not_constant(engine: str) -> None:
     """OpenVINO 2026.4 treats it as a constant if it is given the range."""
     module = After(windows_of_five)
     compiled = hybrid_rt.compile_segment(

@@ -77,7 +77,7 @@ def bindings_of(artifact: Artifact) -> dict[str, Any]:
 # What is built
 
 
-def test_what_later_checks_need_is_recorded_when_it_is_built() -> None:
+def test_facts_for_later_checks_are_recorded_at_build_time() -> None:
     artifact = built(pyramid())
     spec, bindings = artifact.spec, bindings_of(artifact)
     assert spec.device == "cuda"
@@ -230,7 +230,7 @@ def test_engines_for_two_gpus_are_added_to_one_file(tmp_path: Path) -> None:
     assert "8.6" not in check.variants[1].refusal
 
 
-def test_what_tensorrt_rtx_is_told_when_it_runs_is_recorded() -> None:
+def test_runtime_options_of_tensorrt_rtx_are_recorded() -> None:
     assert {"kernel_specialization", "cuda_graphs"}.isdisjoint(bindings_of(built(pyramid())))
     recorded = bindings_of(built(pyramid(), kernel_specialization="eager", cuda_graphs="whole_graph"))
     assert (recorded["kernel_specialization"], recorded["cuda_graphs"]) == ("eager", "whole_graph")
@@ -238,7 +238,7 @@ def test_what_tensorrt_rtx_is_told_when_it_runs_is_recorded() -> None:
         built(pyramid(), hardware_compatibility="ampere_plus")
 
 
-def test_the_builder_tells_how_far_it_is() -> None:
+def test_the_builder_reports_progress() -> None:
     told: list[tuple[float, str]] = []
     backend = TENSORRT.configured("cuda", progress=lambda share, what: told.append((share, what)))
     backend.compile(pyramid(), "fp32")
@@ -301,7 +301,7 @@ def refused(text: str) -> Any:
     ],
     ids=str,
 )
-def test_options_that_there_are_not_are_refused(options: dict[str, Any], text: str) -> None:
+def test_unknown_options_are_refused(options: dict[str, Any], text: str) -> None:
     with refused(text) as caught:
         TENSORRT.configured("cuda", options)
     assert isinstance(caught.value, hybrid_rt.OptionError)
@@ -319,7 +319,7 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch, name: str, capability: str) -> None:
     monkeypatch.setattr(half, "_current_gpu", lambda: {"name": name, "capability": capability})
 
 
-def test_the_gpu_that_is_here_may_be_one_that_this_library_does_not_build_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_library_may_not_build_for_the_present_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """On an H100, TensorRT-RTX 1.7.1 built an engine for "current" and then refused to run it."""
     a_gpu(monkeypatch, "NVIDIA H100 80GB HBM3", "9.0")
     with refused(
@@ -332,7 +332,7 @@ def test_the_gpu_that_is_here_may_be_one_that_this_library_does_not_build_for(mo
 @pytest.mark.parametrize(
     ("capability", "fits"), [("8.6", True), ("12.0", True), ("7.5", False), ("9.0", False)], ids=str
 )
-def test_auto_passes_over_a_library_that_does_not_build_for_the_gpu_that_is_here(
+def test_auto_skips_a_library_that_does_not_build_for_the_present_gpu(
     capability: str, fits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a_gpu(monkeypatch, "a GPU", capability)
@@ -346,7 +346,7 @@ def test_auto_passes_over_a_library_that_does_not_build_for_the_gpu_that_is_here
 
 
 @needs_none
-def test_building_for_the_gpu_that_is_here_needs_one() -> None:
+def test_building_for_the_present_gpu_needs_one() -> None:
     with refused("segment 'backbone': expected a GPU, because tensorrt_rtx") as caught:
         built(pyramid(), compute_capabilities="current")
     assert "got none: NVIDIA's driver" in str(caught.value)
@@ -372,7 +372,7 @@ class InDouble(nn.Module):
         return pictures.double()
 
 
-def test_a_type_that_tensorrt_has_not_is_refused() -> None:
+def test_a_type_that_tensorrt_lacks_is_refused() -> None:
     with refused("segment 'backbone', tensor 'output': expected one of float32, ") as caught:
         built(program_of(InDouble()))
     assert "got float64." in str(caught.value)
@@ -438,7 +438,7 @@ def test_another_kind_of_device_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(find_spec("torch2trt") is not None, reason="torch2trt is installed")
-def test_without_torch2trt_its_frontend_says_where_it_is() -> None:
+def test_without_torch2trt_the_error_says_where_to_get_it() -> None:
     with refused(
         "segment 'backbone', frontend 'torch2trt': expected torch2trt to be installed, got ModuleNotFoundError"
     ):

@@ -69,7 +69,7 @@ def test_loading_it_on_cuda_says_that_there_is_no_device(bank: Path) -> None:
 
 
 @needs_none
-def test_nothing_is_left_where_only_tensorrt_may_run(bank: Path) -> None:
+def test_a_policy_of_tensorrt_alone_leaves_no_variant(bank: Path) -> None:
     with refused("expected a variant that can run on this machine, got none of 4:") as caught:
         hybrid_rt.load(bank, backend="tensorrt")
     assert str(caught.value).count("it was compiled for a CUDA device, and there is none") == 2
@@ -87,7 +87,7 @@ def test_nothing_is_left_where_only_tensorrt_may_run(bank: Path) -> None:
         ("8.6", ""),
     ],
 )
-def test_the_check_tells_of_another_machines_gpu(bank: Path, capability: str, text: str) -> None:
+def test_check_judges_for_the_gpu_of_another_machine(bank: Path, capability: str, text: str) -> None:
     (segment,) = hybrid_rt.check(bank, "cuda", capability=capability)
     refusal = segment.variants[0].refusal
     if text:
@@ -260,7 +260,7 @@ def test_without_a_library_the_reason_names_both(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "version"), [(80601, "8.6.1"), (8601, "8.6.1"), (90300, "9.3.0"), (120000, "12.0.0")]
 )
-def test_a_library_of_another_version_than_the_headers_is_refused_unasked(
+def test_a_library_of_another_version_than_the_headers_is_refused_before_any_call(
     tmp_path: Path, number: int, version: str
 ) -> None:
     info = plugin_with(
@@ -305,7 +305,7 @@ def checked_with(bank: Path, device: str = "cuda", **environment: str) -> list[s
     return done.stdout.splitlines()[-4:]
 
 
-def test_the_gpu_that_is_here_is_compared_with_the_engines(bank: Path, tmp_path: Path) -> None:
+def test_the_present_gpu_is_compared_with_the_engines(bank: Path, tmp_path: Path) -> None:
     refusals = checked_with(bank, HYBRID_RT_CUDA_DRIVER=library(tmp_path, "libcuda.so", TWO_GPUS))
     assert refusals[0].startswith(
         "it was built for GPUs of compute capability 8.6,8.9, but NVIDIA Test has capability 9.0"
@@ -314,7 +314,7 @@ def test_the_gpu_that_is_here_is_compared_with_the_engines(bank: Path, tmp_path:
     assert refusals[3] == "-"  # TorchScript runs on it
 
 
-def test_an_index_that_there_is_not_is_refused(bank: Path, tmp_path: Path) -> None:
+def test_an_unknown_index_is_refused(bank: Path, tmp_path: Path) -> None:
     gpus = library(tmp_path, "libcuda.so", TWO_GPUS)
     refusals = checked_with(bank, "cuda:2", HYBRID_RT_CUDA_DRIVER=gpus)
     assert refusals[0] == "there is no CUDA device 2"
@@ -331,7 +331,7 @@ def test_an_index_that_there_is_not_is_refused(bank: Path, tmp_path: Path) -> No
 
 
 @needs_none
-def test_a_driver_that_torch_cannot_use_is_told(bank: Path, tmp_path: Path) -> None:
+def test_a_driver_that_torch_cannot_use_is_reported(bank: Path, tmp_path: Path) -> None:
     """The driver reports devices but CUDA's runtime in torch does not start, as with a driver that is too old."""
     gpus = library(tmp_path, "libcuda.so", TWO_GPUS)
     program = f"import hybrid_rt; hybrid_rt.load({str(bank)!r}, device='cuda')"

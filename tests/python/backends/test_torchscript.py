@@ -70,7 +70,7 @@ def test_bf16_is_near_fp32_in_every_structure_at_sizes_never_seen(
         assert_near(engine(*arguments(*sizes)), module(*arguments(*sizes)))
 
 
-def test_what_really_runs_is_said_and_bf16_only_where_it_is_asked_for_or_fast() -> None:
+def test_the_actual_precision_is_reported_and_bf16_is_used_only_if_requested_or_fast() -> None:
     torch.manual_seed(0)
     program = program_of(nn.Conv2d(3, 8, 3).eval(), (pictures(),))
     emulated, usual = engine_of(program), engine_of(program, emulated=False)
@@ -153,7 +153,7 @@ class MakesTensors(nn.Module):
 
 
 @pytest.mark.parametrize("emulated", [True, False])
-def test_what_a_segment_makes_itself_is_cast_too(emulated: bool) -> None:
+def test_tensors_made_inside_a_segment_are_cast(emulated: bool) -> None:
     torch.manual_seed(0)
     module = MakesTensors().eval()
     engine = engine_of(program_of(module, (pictures(),), (pictures(1, 32, 48),)), emulated=emulated)

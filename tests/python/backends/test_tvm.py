@@ -74,7 +74,7 @@ def test_linear_layers_are_right_for_any_number_of_rows_and_columns(features: in
         assert_close(engine(x), linear(x))
 
 
-def test_engines_come_and_go_without_a_trace_and_are_not_mixed_up() -> None:
+def test_engines_leave_no_trace_and_are_not_mixed_up() -> None:
     """Each library's path is that of a descriptor, whose number may be reused."""
     gc.collect()
     before = descriptors_in_memory()
@@ -128,7 +128,7 @@ def test_the_callers_thread_is_not_bound_to_cores() -> None:
     assert after[0][1] == before
 
 
-def test_an_engine_has_the_threads_that_it_was_told() -> None:
+def test_an_engine_has_the_requested_threads() -> None:
     module = convolution(0)
     program = program_of(module, X)
     artifact = TVM.compile(program, "fp32")
@@ -216,7 +216,7 @@ def test_without_a_compiler_it_is_not_available(monkeypatch: pytest.MonkeyPatch)
     assert "apt-get install g++" in availability.reason
 
 
-def test_a_library_that_is_not_there_is_a_reason() -> None:
+def test_a_missing_library_is_a_reason() -> None:
     code = "import hybrid_rt; print(next(i.reason for i in hybrid_rt.backends() if i.name == 'tvm'))"
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -233,7 +233,7 @@ def test_a_library_that_is_not_there_is_a_reason() -> None:
 
 
 @pytest.mark.parametrize("text", ["soon", "-1", "inf", "nan"])
-def test_a_budget_that_is_none_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_budget_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HYBRID_RT_TVM_TUNING_SECONDS", text)
     with pytest.raises(
         OptionError,
@@ -251,7 +251,7 @@ def test_the_cache_keeps_one_artifact_for_each_budget(monkeypatch: pytest.Monkey
     assert len(keys) == 3
 
 
-def test_what_was_tuned_is_right_and_what_was_measured_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tuned_kernels_are_correct_and_measurements_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HYBRID_RT_CACHE", str(tmp_path))
     monkeypatch.setenv("HYBRID_RT_TVM_TUNING_SECONDS", "20")  # it takes two seconds
     module = convolution(0)

@@ -44,7 +44,7 @@ def test_each_bundle_has_a_row_with_latency_accuracy_and_engines(
     assert rows[0].size == demo_bundle.stat().st_size
 
 
-def test_every_bundle_sees_each_picture_in_turn() -> None:
+def test_every_bundle_sees_each_image_in_turn() -> None:
     seen: dict[str, list[int]] = {"a": [], "b": []}
 
     def recorder(name: str) -> Callable[[list[int]], None]:

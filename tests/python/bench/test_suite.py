@@ -58,7 +58,7 @@ def subject(kind: type[ListDetector] = ListDetector, count: int = 1) -> Subject:
 # Cases
 
 
-def test_an_engine_makes_a_case_in_python_in_cpp_and_as_a_whole_graph_where_it_can() -> None:
+def test_an_engine_is_measured_in_python_in_cpp_and_as_a_whole_graph() -> None:
     found = cases(["openvino", "openvino:bf16", "tvm"], runtimes=["hybrid", "hybrid-cpp", "whole"])
     assert [case.name for case in found] == [
         "eager, Python",
@@ -92,7 +92,7 @@ def test_on_a_gpu_no_engine_is_given_a_whole_detector() -> None:
     assert {case.runtime for case in found} == set(RUNTIMES) - {"whole"}
 
 
-def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hybrid_rt._native.cuda_devices", lambda: ([], "no driver"))
     with pytest.raises(OptionError, match=r"device cuda: expected a CUDA device, got none: no driver"):
         run_all([subject()], cases(["torchscript"]), None, Settings(rounds=1, warm_up=0, threads=1, device="cuda"))
@@ -108,7 +108,7 @@ def test_all_runtimes_run_on_a_gpu(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_int8_is_calibrated_on_images_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_is_calibrated_on_separate_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("nncf")
     chosen = cases(["openvino:int8"], runtimes=["eager", "hybrid-cpp", "whole"])
     given = Subject("small", small, pictures(1), calibration=pictures(4)[1:])
@@ -139,7 +139,7 @@ class FindsMasks(nn.Module):
 
 
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
-def test_a_whole_graph_finds_all_that_its_detector_does(engine: str, tmp_path: Path) -> None:
+def test_a_whole_graph_gives_all_boxes_of_its_detector(engine: str, tmp_path: Path) -> None:
     """If asked only for boxes, an engine would skip the computation of masks."""
     torch.manual_seed(0)
     detector = FindsMasks().eval()
@@ -204,7 +204,7 @@ def test_a_compiler_ends_with_the_benchmark(tmp_path: Path) -> None:
         process.close()
 
 
-def test_the_cpp_worker_says_what_is_wrong(tmp_path: Path) -> None:
+def test_the_cpp_worker_reports_errors(tmp_path: Path) -> None:
     worker = program("hybrid-rt-bench-worker", "bench")
     without_job = subprocess.run([worker], capture_output=True, text=True, check=False)
     assert without_job.returncode == 2
@@ -231,7 +231,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Machine, l
     return output, machine, results
 
 
-def test_each_case_is_measured_and_finds_eagers_boxes(measured: tuple[Path, Machine, list[Result]]) -> None:
+def test_each_case_is_measured_and_gives_eagers_boxes(measured: tuple[Path, Machine, list[Result]]) -> None:
     _, _, results = measured
     *working, _ = results
     runtimes = ["eager", "torchscript-cpp", "hybrid", "hybrid-cpp", "whole", "whole"]
@@ -260,7 +260,7 @@ def test_a_case_that_fails_says_why_and_the_others_go_on(measured: tuple[Path, M
     assert "\n" not in unknown.failure
 
 
-def test_the_folder_has_json_markdown_and_a_plot(measured: tuple[Path, Machine, list[Result]]) -> None:
+def test_the_directory_has_json_markdown_and_a_plot(measured: tuple[Path, Machine, list[Result]]) -> None:
     output, _, results = measured
     written = json.loads((output / "bench.json").read_text())
     assert written["rounds"] == 3
@@ -283,7 +283,7 @@ def test_boxes_that_differ_are_shown(tmp_path: Path) -> None:
     assert "boxes found again" in results[1].differences[0]
 
 
-def test_hybrids_of_fixed_sizes_take_the_pictures_alone(tmp_path: Path) -> None:
+def test_hybrids_of_fixed_sizes_take_the_images_alone(tmp_path: Path) -> None:
     chosen = cases(["torchscript"], runtimes=["hybrid-cpp"])
     settings = Settings(rounds=1, warm_up=0, threads=1, segments=["backbone"], fixed_sizes=True)
     run(subject(), chosen, tmp_path, settings)
@@ -292,7 +292,7 @@ def test_hybrids_of_fixed_sizes_take_the_pictures_alone(tmp_path: Path) -> None:
     assert picture["min"][2:] == picture["max"][2:] == [32, 32]
 
 
-def test_what_can_not_be_run_is_refused_before_work(tmp_path: Path) -> None:
+def test_unrunnable_options_are_refused_before_work(tmp_path: Path) -> None:
     chosen = [Case("eager")]
     with pytest.raises(OptionError, match="rounds: expected at least 1, got 0"):
         run(subject(), chosen, tmp_path, Settings(rounds=0))
@@ -308,7 +308,7 @@ def test_what_can_not_be_run_is_refused_before_work(tmp_path: Path) -> None:
         run_all([subject(), subject()], chosen, None, Settings(rounds=1, warm_up=0, threads=1))
 
 
-def test_a_detector_that_eager_can_not_run_is_refused(tmp_path: Path) -> None:
+def test_a_detector_that_eager_cannot_run_is_refused(tmp_path: Path) -> None:
     wrong = Subject("small", small, [torch.zeros(5, 8, 8)])
     with pytest.raises(
         OptionError, match="small: expected a detector that runs in eager mode, got run 0: RuntimeError"

@@ -27,7 +27,7 @@ __attribute__((constructor)) static void run(void) { fclose(fopen(MARK, "w")); }
 """
 
 
-def test_a_native_library_runs_at_a_load_that_lets_it_and_never_before(tmp_path: Path) -> None:
+def test_a_native_library_runs_only_if_load_permits_it(tmp_path: Path) -> None:
     """The constructors of a library run when it is opened, even if it is invalid."""
     mark, source, library = tmp_path / "it ran", tmp_path / "library.c", tmp_path / "library.so"
     source.write_text(LIBRARY)
@@ -52,7 +52,7 @@ def backend_of(module: torch.jit.ScriptModule) -> str:
     return str(engine["backend"])
 
 
-def test_what_is_not_named_does_not_run(small_bundle: Path) -> None:
+def test_unnamed_backends_do_not_run(small_bundle: Path) -> None:
     assert backend_of(hybrid_rt.load(small_bundle)) == "openvino"
     module = hybrid_rt.load(small_bundle, allow=["torchscript"])
     assert backend_of(module) == "torchscript"
@@ -79,7 +79,7 @@ def test_the_policy_is_above_what_the_caller_prefers(small_bundle: Path) -> None
 
 
 @pytest.mark.parametrize("allow", [[], [""], ""])
-def test_a_policy_that_names_nothing_is_a_mistake(allow: list[str], small_bundle: Path) -> None:
+def test_an_empty_policy_is_refused(allow: list[str], small_bundle: Path) -> None:
     with pytest.raises(OptionError, match="allow: expected at least one backend's name"):
         hybrid_rt.load(small_bundle, allow=allow)
 
@@ -101,7 +101,7 @@ def test_the_environment_is_the_policy_of_everything_in_the_process(
         hybrid_rt.load(small_bundle)
 
 
-def test_check_tells_what_the_policy_leaves(small_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_names_the_permitted_variants(small_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(small_bundle), "--allow", "torchscript"]) == 0
     said = capsys.readouterr().out
     assert "openvino (fp32): only 'torchscript' may run here" in said
@@ -109,7 +109,7 @@ def test_check_tells_what_the_policy_leaves(small_bundle: Path, capsys: pytest.C
     assert main(["check", str(small_bundle), "--allow", "tvm"]) == 1
 
 
-def test_the_programs_hold_to_it(demo_bundle: Path, demo_picture: Path) -> None:
+def test_the_programs_obey_the_policy(demo_bundle: Path, demo_picture: Path) -> None:
     command = [program("hybrid-rt-detect", "test"), str(demo_bundle), str(demo_picture), "--json", "--allow"]
     done = subprocess.run([*command, "onnxruntime,torchscript"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -60,7 +60,7 @@ def test_an_artifact_is_the_same_after_pickling_with_its_digests() -> None:
     assert vars(same)["digests"] == {"library": hashlib.sha256(made.blobs["library"].numpy().data).hexdigest()}
 
 
-def test_a_variant_alone_is_its_own_table() -> None:
+def test_a_single_variant_is_its_own_table() -> None:
     made = artifact(b"head", 0, b"middle", 1)
     table = assert_whole([made])
     assert table[0].data_ptr() == made.blobs["library"].data_ptr()  # not copied
@@ -77,12 +77,12 @@ def test_weights_of_a_second_variant_are_not_stored_again() -> None:
     assert len(engine.variants[1].blobs[0].pieces) == 4
 
 
-def test_a_variant_of_shared_weights_alone_adds_nothing() -> None:
+def test_a_variant_with_only_shared_weights_adds_nothing() -> None:
     table = assert_whole([artifact(b"a", 0, 1), artifact(1, 0)])
     assert len(table) == 1
 
 
-def test_a_third_variant_finds_the_weights_of_both_before_it() -> None:
+def test_a_third_variant_shares_the_weights_of_both_earlier_ones() -> None:
     table = assert_whole([artifact(0, b"x"), artifact(0, 1, b"y"), artifact(1, 0, b"z")])
     assert [tensor.numel() for tensor in table] == [len(WEIGHTS[0]) + 1, len(WEIGHTS[1]) + 1, 1]
 

@@ -35,7 +35,7 @@ def save_again(path: Path, output: Path) -> None:
 # Other devices
 
 
-def test_moving_a_bundle_takes_the_constants_of_its_graph_along(demo_bundle: Path) -> None:
+def test_moving_a_bundle_moves_the_constants_of_its_graph(demo_bundle: Path) -> None:
     """Module.to ignores constants made by freezing. "meta" stands for a GPU here, on which nothing runs."""
     module = hybrid_rt.load(demo_bundle)
 
@@ -61,7 +61,7 @@ class MakesItsOwn(nn.Module):
         return [torch.zeros(x.size(0), device=torch.device("cpu")) + x, x.to(torch.device("cpu"))]
 
 
-def test_moving_makes_new_tensors_there_and_keeps_what_the_head_says_of_others() -> None:
+def test_moving_creates_new_tensors_on_the_device_and_keeps_other_devices_of_the_head() -> None:
     module = jit.freeze(jit.script(MakesItsOwn().eval()))
     _native.move_to(module._c, torch.device("meta"))
     made, kept = ([each.toIValue() for each in node.inputs() if is_constant(each.node())] for node in two_of(module))
@@ -144,7 +144,7 @@ def test_equal_bytes_of_two_variants_are_stored_once(small_bundle: Path) -> None
 
 
 @pytest.mark.parametrize("backend", ["openvino", "torchscript"])
-def test_a_bundle_runs_as_the_detector_did(
+def test_a_bundle_behaves_like_the_detector(
     demo_detector: nn.Module, demo_bundle: Path, demo_image: Tensor, backend: str
 ) -> None:
     module = hybrid_rt.load(demo_bundle, backend=backend)
@@ -253,7 +253,7 @@ def test_any_file_name_will_do(small_bundle: Path, tmp_path: Path, name: str) ->
     assert [entry.name for entry in tmp_path.iterdir()] == [name]
 
 
-def test_saving_over_an_old_file_replaces_it_whole(small_bundle: Path, tmp_path: Path) -> None:
+def test_saving_over_an_old_file_replaces_all_of_it(small_bundle: Path, tmp_path: Path) -> None:
     path = tmp_path / "detector.pt"
     path.write_bytes(b"old" * 1_000_000)
     save_again(small_bundle, path)

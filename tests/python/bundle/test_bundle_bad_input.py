@@ -79,7 +79,7 @@ def test_a_file_of_another_kind(tmp_path: Path, content: bytes) -> None:
     )
 
 
-def test_a_folder_and_a_missing_file(tmp_path: Path) -> None:
+def test_a_directory_and_a_missing_file(tmp_path: Path) -> None:
     assert_refused(tmp_path, f"{tmp_path}: expected a file, got no regular file. Check the path.")
     missing = tmp_path / "missing.pt"
     assert_refused(missing, f"{missing}: expected a file, got ", "Check the path.")
@@ -109,7 +109,7 @@ def test_a_plain_zip(tmp_path: Path) -> None:
     assert_refused(path, "expected ")
 
 
-def test_a_loaded_bundle_saved_by_plain_torch_is_none(small_bundle: Path, tmp_path: Path) -> None:
+def test_a_bundle_saved_by_plain_torch_is_not_a_bundle(small_bundle: Path, tmp_path: Path) -> None:
     path = tmp_path / "again.pt"
     hybrid_rt.load(small_bundle).save(str(path))
     assert_refused(path, "got an archive without hybrid_rt's manifest")
@@ -209,7 +209,7 @@ def test_a_flipped_byte_in_a_variant_that_does_not_run_fails_in_check(small_bund
         hybrid_rt.load(path, backend="torchscript")
 
 
-def test_plain_torch_load_finds_an_altered_engine_at_the_first_run(small_bundle: Path, tmp_path: Path) -> None:
+def test_plain_torch_load_detects_an_altered_engine_at_the_first_run(small_bundle: Path, tmp_path: Path) -> None:
     xml, *_ = blob_records(small_bundle, "openvino")
     path = rewrite(small_bundle, tmp_path / "altered.pt", {xml: lambda data: data.replace(b"Relu", b"ReLu", 1)})
     assert read_record(path, xml) != read_record(small_bundle, xml)
@@ -250,7 +250,7 @@ def test_a_newer_format_is_refused_with_advice(small_bundle: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("version", [b"", b"one", b"-1", b"1\n"])
-def test_a_format_version_that_is_none_is_damage(small_bundle: Path, tmp_path: Path, version: bytes) -> None:
+def test_an_invalid_format_version_is_damage(small_bundle: Path, tmp_path: Path, version: bytes) -> None:
     path = rewrite(small_bundle, tmp_path / "odd.pt", {"extra/hybrid_rt/format_version": lambda _: version})
     assert_refused(path, "format version: expected a number, got something else.", DAMAGED)
 
@@ -323,7 +323,7 @@ def test_a_manifest_without_proper_segments_fails_in_check(
         hybrid_rt.check(path)
 
 
-def test_a_manifest_that_is_no_json_fails(small_bundle: Path, tmp_path: Path) -> None:
+def test_a_manifest_that_is_not_json_fails(small_bundle: Path, tmp_path: Path) -> None:
     text = b"{no json"
     changes = {MANIFEST: lambda _: text, DIGEST: lambda _: hashlib.sha256(text).hexdigest().encode()}
     path = rewrite(small_bundle, tmp_path / "odd.pt", changes, sign=False)
@@ -446,7 +446,9 @@ def test_with_a_fallback_a_missing_backend_does_not_matter(tmp_path: Path) -> No
         ("openvino", "hybrid_rt[openvino]: artifact: expected "),
     ],
 )
-def test_an_engine_that_its_runtime_cannot_read_gives_way_to_the_next(tmp_path: Path, backend: str, told: str) -> None:
+def test_an_engine_that_its_runtime_cannot_read_is_replaced_by_the_next(
+    tmp_path: Path, backend: str, told: str
+) -> None:
     good = small_artifact()
     names = ("xml", "weights") if backend == "openvino" else ("module",)
     garbage = {name: blob_from_bytes(b"no engine " * 9) for name in names}
@@ -634,7 +636,7 @@ def test_an_input_that_is_not_contiguous_runs(engine: torch.ScriptObject) -> Non
     assert torch.allclose(fine, small_detector().backbone(pictures)["fine"], atol=1e-5)
 
 
-def test_a_picture_beyond_the_bounds_says_so_through_the_detector(small_bundle: Path) -> None:
+def test_an_image_beyond_the_bounds_says_so_through_the_detector(small_bundle: Path) -> None:
     module = hybrid_rt.load(small_bundle)
     with pytest.raises(RuntimeError) as caught:
         module(small_picture(80, 32))

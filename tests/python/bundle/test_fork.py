@@ -60,7 +60,7 @@ def forked(bundle: Path, where: str, backend: str) -> tuple[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["torchscript", "openvino"])
-def test_what_the_parent_loaded_runs_in_a_child(demo_bundle: Path, backend: str) -> None:
+def test_modules_loaded_by_the_parent_run_in_a_child(demo_bundle: Path, backend: str) -> None:
     said, log = forked(demo_bundle, "parent", backend)
     assert said == "same"
     assert "this process was forked after a module had run in 2 threads" in log
@@ -72,7 +72,7 @@ def test_a_child_loads_for_itself(demo_bundle: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_child_is_told_that_openvino_cannot_compile_in_it(demo_bundle: Path) -> None:
+def test_a_child_gets_an_error_that_openvino_cannot_compile_in_it(demo_bundle: Path) -> None:
     said, _ = forked(demo_bundle, "child", "openvino")
     assert said.startswith("BackendError: ")
     assert "expected one that compiles with OpenVINO for the first time, got a fork of process " in said

@@ -78,7 +78,7 @@ def test_inspect_for_people(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
-def test_check_finds_them_whole(path: Path) -> None:
+def test_check_reports_them_intact(path: Path) -> None:
     (engine,) = hybrid_rt.check(path)
     assert engine.segments == (("backbone", "head") if path == FUSED else ("backbone",))
     assert engine.chosen is not None
@@ -86,7 +86,7 @@ def test_check_finds_them_whole(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [BANK, FUSED], ids=lambda path: path.stem)
 @pytest.mark.parametrize("backend", ["", "openvino:fp32", "torchscript"])
-def test_they_find_what_the_detector_found(path: Path, backend: str) -> None:
+def test_their_boxes_match_the_detector(path: Path, backend: str) -> None:
     check = hybrid_rt.verify_golden(path, backend=backend)
     assert check.passed, check.verification.failures
     assert check.engines[0]["segments"] == (["backbone", "head"] if path == FUSED else ["backbone"])
@@ -184,7 +184,7 @@ def test_a_damaged_manifest_of_version_1_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tensors", [7, "x", None, True, {"a": 1}, [7, None]])
-def test_a_verification_of_version_1_that_is_no_list_is_read(tensors: object, tmp_path: Path) -> None:
+def test_a_verification_of_version_1_that_is_not_a_list_is_read(tensors: object, tmp_path: Path) -> None:
     """A value is not treated as its own only element: tools/fuzz found that it was replaced meanwhile."""
     path = rewrite_manifest(
         SINGLE, tmp_path / "changed.pt", lambda manifest: manifest.update(verification={"tensors": tensors})

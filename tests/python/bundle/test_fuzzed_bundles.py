@@ -30,7 +30,7 @@ def test_mutated_bundles_end_no_process(small_bundle: Path, tmp_path: Path) -> N
     assert outcomes["taken taken taken taken"], outcomes
 
 
-def test_a_mutant_is_made_of_its_number_alone(small_bundle: Path) -> None:
+def test_a_mutant_depends_only_on_its_number(small_bundle: Path) -> None:
     records = fuzz_bundles.records_of(small_bundle)
     made = [fuzz_bundles.mutant(records, number) for number in (*range(40), *range(40))]
     assert made[:40] == made[40:]
@@ -48,7 +48,7 @@ def test_a_mutant_is_made_of_its_number_alone(small_bundle: Path) -> None:
         ("pass\nload = hybrid_rt.load\nhybrid_rt.load = lambda path, **options: 1", "taken: not as it was signed"),
     ],
 )
-def test_what_breaks_a_promise_is_kept(
+def test_mutants_that_break_a_promise_are_kept(
     code: str, outcome: str, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """This is a reader that does so."""

@@ -57,7 +57,7 @@ def append(path: Path, output: Path, name: str, content: bytes, method: int = zi
 
 @pytest.mark.slow
 @pytest.mark.parametrize("field", ["engines", "anything"])
-def test_a_manifest_that_is_nested_without_end(field: str, small_bundle: Path, tmp_path: Path) -> None:
+def test_a_manifest_with_endless_nesting(field: str, small_bundle: Path, tmp_path: Path) -> None:
     def nested(text: str) -> str:
         return text[:-1] + f', "{field}": {DEEP}}}'
 
@@ -133,7 +133,7 @@ def test_a_record_outside_of_the_archives_directory(small_bundle: Path, tmp_path
 
 
 @pytest.mark.parametrize("name", ["constants.pkl", "data.pkl", MANIFEST])
-def test_a_record_that_is_there_twice(name: str, small_bundle: Path, tmp_path: Path) -> None:
+def test_a_duplicate_record(name: str, small_bundle: Path, tmp_path: Path) -> None:
     path = append(small_bundle, tmp_path / "twice.pt", name, b"the other one")
     for opened in OPENED:
         with pytest.raises(BundleError):
@@ -177,7 +177,7 @@ def with_dtype(path: Path, dtype: str) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float64", "float16", "int64", "bool"])
-def test_outputs_are_no_other_dtype_than_the_engines_own(dtype: str, tmp_path: Path) -> None:
+def test_outputs_keep_the_dtype_of_the_engine(dtype: str, tmp_path: Path) -> None:
     """With a wider dtype, more bytes would be copied than exist."""
     module = hybrid_rt.load(with_dtype(tmp_path / "dtype.pt", dtype))
     with pytest.raises(Exception, match=r"expected .* bytes, got another dtype in"):

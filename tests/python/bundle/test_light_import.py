@@ -32,6 +32,6 @@ def test_a_bundle_is_used_without_torchvision_and_torch_export(small_bundle: Pat
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_every_exported_name_is_there() -> None:
+def test_every_exported_name_exists() -> None:
     assert set(hybrid_rt.__all__) <= set(dir(hybrid_rt))
     assert all(hasattr(hybrid_rt, name) for name in hybrid_rt.__all__)

@@ -48,12 +48,12 @@ def values(path: Path) -> dict[str, Any]:
 # Writing
 
 
-def test_what_convert_writes_fits_the_schema(values: dict[str, Any]) -> None:
+def test_files_of_convert_fit_the_schema(values: dict[str, Any]) -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     assert errors_of(values) == []
 
 
-def test_what_add_and_remove_variant_write_fits_the_schema(path: Path, tmp_path: Path) -> None:
+def test_files_of_add_and_remove_variant_fit_the_schema(path: Path, tmp_path: Path) -> None:
     more, fewer = tmp_path / "more.pt", tmp_path / "fewer.pt"
     hybrid_rt.add_variant(path, "torchscript:bf16", more)
     assert errors_of(hybrid_rt.inspect(more)) == []
@@ -61,7 +61,7 @@ def test_what_add_and_remove_variant_write_fits_the_schema(path: Path, tmp_path:
     assert errors_of(hybrid_rt.inspect(fewer)) == []
 
 
-def test_what_swap_backbone_writes_fits_the_schema(path: Path, tmp_path: Path) -> None:
+def test_files_of_swap_backbone_fit_the_schema(path: Path, tmp_path: Path) -> None:
     output = tmp_path / "swapped.pt"
     backbone: nn.Module = small_detector().backbone
     hybrid_rt.swap_backbone(path, backbone, output)
@@ -131,7 +131,7 @@ def test_a_manifest_survives_reading_and_writing(values: dict[str, Any]) -> None
     assert Manifest.from_json(manifest.to_json()) == manifest
 
 
-def test_what_is_not_known_is_left_out(values: dict[str, Any]) -> None:
+def test_unknown_values_are_left_out(values: dict[str, Any]) -> None:
     least = {name: values[name] for name in ("format_version", "engines", "records")}
     manifest = Manifest.from_json(least)
     assert (manifest.detector, manifest.class_names, manifest.head, manifest.golden) == (None, None, None, None)

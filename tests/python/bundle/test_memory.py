@@ -116,7 +116,7 @@ def test_loads_leave_no_memory_descriptors_or_threads(backend: str, any_size: Pa
 
 
 @pytest.mark.skipif("glibc" not in platform.libc_ver(), reason="other allocators have no malloc_trim")
-def test_what_loads_engines_returns_the_memory_that_compilers_freed(tmp_path: Path) -> None:
+def test_loading_engines_returns_the_memory_that_compilers_freed(tmp_path: Path) -> None:
     layers = [nn.Sequential(nn.Conv2d(32, 32, 3, padding=1), nn.BatchNorm2d(32), nn.SiLU()) for _ in range(60)]
     detector = nn.Sequential(nn.Sequential(nn.Conv2d(3, 32, 3), *layers)).eval()
     path = tmp_path / "layers.pt"

@@ -59,7 +59,7 @@ def file_operators() -> list[str]:
     return sorted(found)
 
 
-def test_torch_has_no_operator_of_files_that_is_taken() -> None:
+def test_every_file_operator_of_torch_is_refused() -> None:
     names = file_operators()
     assert {"aten::save", "aten::from_file", "image::read_file", "image::write_file"} <= set(names)
     for name in names:
@@ -147,7 +147,7 @@ class Opened(nn.Module):
         return x
 
 
-def test_an_archive_that_writes_a_file_when_it_is_loaded(tmp_path: Path) -> None:
+def test_an_archive_that_writes_a_file_on_load(tmp_path: Path) -> None:
     target, path = tmp_path / "written", tmp_path / "x.pt"
     module = torch.jit.script(Opened(str(target)))
     archive = jit.to_bytes(module)
@@ -168,7 +168,7 @@ def test_an_archive_that_writes_a_file_when_it_is_loaded(tmp_path: Path) -> None
     assert not target.exists()
 
 
-def test_the_torchscript_variant_is_looked_at_too(tmp_path: Path) -> None:
+def test_the_torchscript_variant_is_compared_too(tmp_path: Path) -> None:
     """The variant is an archive within the archive."""
     artifact = small_artifact()
     written = io.BytesIO()
@@ -308,7 +308,7 @@ def test_a_file_of_torchs_first_format_is_refused() -> None:
     assert got_of({"model.json": b"{}"}) == "a record of torch's first format"
 
 
-def test_what_torch_can_read_of_a_bundle_that_was_altered(small_bundle: Path, tmp_path: Path) -> None:
+def test_torch_reads_the_rest_of_an_altered_bundle(small_bundle: Path, tmp_path: Path) -> None:
     """The digests match, because an attacker can compute them."""
     (code,) = [name for name in record_names(small_bundle) if name.endswith(".py")][:1]
     changes: list[tuple[str, Callable[[bytes], bytes], str]] = [

@@ -103,7 +103,7 @@ def test_a_detached_signature_leaves_the_bundle_as_it_is(unsigned: Path, keys: K
 
 
 @pytest.mark.parametrize("content", [b"", b"no JSON", b"[5]", b'[{"key": 1, "signature": []}]', b"[" * 70_000])
-def test_a_file_of_signatures_that_is_none_signs_nothing(content: bytes, unsigned: Path, keys: Keys) -> None:
+def test_an_invalid_file_of_signatures_signs_nothing(content: bytes, unsigned: Path, keys: Keys) -> None:
     (unsigned.parent / "model.pt.sig").write_bytes(content)
     with pytest.raises(BundleError, match="got none"):
         hybrid_rt.load(unsigned, trusted_keys=[keys["ours"][1]])
@@ -150,7 +150,7 @@ def test_a_record_that_was_altered_after_signing_is_found_in_every_record(
             hybrid_rt.load(altered, trusted_keys=[keys["ours"][1]])
 
 
-def test_a_change_drops_signatures_and_signing_again_mends_it(signed: Path, tmp_path: Path, keys: Keys) -> None:
+def test_a_change_drops_signatures_and_signing_again_restores_them(signed: Path, tmp_path: Path, keys: Keys) -> None:
     changed = tmp_path / "changed.pt"
     hybrid_rt.remove_variant(signed, "torchscript", changed)
     with pytest.raises(BundleError, match="got none"):
@@ -182,7 +182,7 @@ def test_convert_signs_what_it_saves(tmp_path: Path, keys: Keys) -> None:
 
 
 @pytest.mark.parametrize("key", ["missing.pem", "text.pem"])
-def test_a_key_that_is_none_is_refused_before_any_work(key: str, tmp_path: Path) -> None:
+def test_an_invalid_key_is_refused_before_any_work(key: str, tmp_path: Path) -> None:
     (tmp_path / "text.pem").write_text("no key")
     progress: list[str] = []
 
@@ -214,7 +214,7 @@ EDITS: dict[str, Callable[[Path, Path, Any], Any]] = {
 
 @pytest.mark.parametrize("is_in_place", [True, False])
 @pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
-def test_what_changes_a_signed_bundle_says_so_or_signs_it(
+def test_changes_of_a_signed_bundle_are_reported_or_signed(
     edit: Callable[[Path, Path, Any], Any], is_in_place: bool, signed: Path, tmp_path: Path, keys: Keys
 ) -> None:
     hybrid_rt.sign(signed, keys["theirs"][0], detached=True)
@@ -230,7 +230,7 @@ def test_what_changes_a_signed_bundle_says_so_or_signs_it(
         hybrid_rt.load(output, trusted_keys=[keys["theirs"][1]])
 
 
-def test_a_change_without_a_key_says_whose_signatures_went(signed: Path, keys: Keys) -> None:
+def test_a_change_without_a_key_names_the_dropped_signatures(signed: Path, keys: Keys) -> None:
     report = hybrid_rt.remove_variant(signed, "openvino")
     (note,) = report.notes
     assert note.startswith(f"signatures that do not hold any more were left out: {key_of(keys['ours'][0])}. Sign it")
@@ -239,7 +239,7 @@ def test_a_change_without_a_key_says_whose_signatures_went(signed: Path, keys: K
     assert not hybrid_rt.add_variant(signed, "torchscript:bf16").notes  # there was no signature to lose
 
 
-def test_a_conversion_over_a_signed_bundle_says_whose_signatures_went(signed: Path, keys: Keys) -> None:
+def test_a_conversion_over_a_signed_bundle_names_the_dropped_signatures(signed: Path, keys: Keys) -> None:
     hybrid_rt.sign(signed, keys["theirs"][0], detached=True)
     result = hybrid_rt.convert(small_detector(), (small_picture(),), signed, segments="backbone", measure=False)
     gone = sorted(key_of(keys[name][0]) for name in ("ours", "theirs"))
@@ -248,7 +248,7 @@ def test_a_conversion_over_a_signed_bundle_says_whose_signatures_went(signed: Pa
     assert not Path(f"{signed}.sig").exists()
 
 
-def test_a_file_beside_the_bundle_that_is_not_ours_stays(unsigned: Path) -> None:
+def test_a_foreign_file_beside_the_bundle_stays(unsigned: Path) -> None:
     other = Path(f"{unsigned}.sig")
     other.write_bytes(b"untrusted comment: a signature of another program\n")
     hybrid_rt.remove_variant(unsigned, "torchscript")
@@ -297,7 +297,7 @@ def test_nothing_is_unpickled_before_the_signature_is_right(small_bundle: Path, 
         hybrid_rt.load(broken, trusted_keys=[keys["ours"][1]])
 
 
-def test_keys_that_are_none(signed: Path, tmp_path: Path, keys: Keys) -> None:
+def test_invalid_keys(signed: Path, tmp_path: Path, keys: Keys) -> None:
     rsa, rsa_public = made_key(tmp_path, "rsa", "-algorithm", "rsa", "-pkeyopt", "rsa_keygen_bits:2048")
     (tmp_path / "text.pem").write_text("no key")
     locked = tmp_path / "locked.pem"
@@ -318,7 +318,7 @@ def test_keys_that_are_none(signed: Path, tmp_path: Path, keys: Keys) -> None:
         hybrid_rt.verify_signature(signed, [])
 
 
-def test_what_is_no_whole_bundle_is_not_signed(signed: Path, tmp_path: Path, keys: Keys) -> None:
+def test_incomplete_bundles_are_not_signed(signed: Path, tmp_path: Path, keys: Keys) -> None:
     data = bytearray(signed.read_bytes())
     data[offset_of(signed, "constants/0", 0.5)] ^= 1
     altered = tmp_path / "altered.pt"
@@ -339,7 +339,7 @@ def test_the_command_line_signs_and_checks(unsigned: Path, keys: Keys, capsys: p
 
 
 @pytest.mark.slow
-def test_the_programs_take_signed_bundles_alone(
+def test_the_programs_take_only_signed_bundles(
     demo_bundle: Path, demo_picture: Path, tmp_path: Path, keys: Keys
 ) -> None:
     private, public = keys["ours"]

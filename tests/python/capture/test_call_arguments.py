@@ -44,6 +44,6 @@ def test_arguments_by_name_take_their_places(given: Any, found: tuple[Any, ...],
         ),
     ],
 )
-def test_what_has_no_place_is_refused(given: Any, text: str) -> None:
+def test_values_without_a_place_are_refused(given: Any, text: str) -> None:
     with pytest.raises(OptionError, match=text):
         positional(Detector(), given, "example_inputs")

@@ -79,7 +79,7 @@ class WithNms(nn.Module):
 
 
 @pytest.mark.parametrize("make", [small_detector, WithNms])
-def test_the_choice_is_the_same_whatever_the_clock_says(
+def test_the_choice_does_not_depend_on_the_clock(
     make: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)

@@ -22,14 +22,14 @@ FREE_FEATURES = [(1, UNBOUNDED), (256, 256), (1, UNBOUNDED), (1, UNBOUNDED)]
         ((1000, 1024), [(1, UNBOUNDED), (1024, 1024)], (1000, 1024)),
     ],
 )
-def test_pictures_are_halved_within_their_ranges(
+def test_images_are_halved_within_their_ranges(
     shape: tuple[int, ...], ranges: list[tuple[int, int]], small: tuple[int, ...]
 ) -> None:
     assert small_shapes([shape], [ranges]) == [small]
     assert second_shapes([small], [ranges]) is not None
 
 
-def test_features_beside_pictures_keep_their_proportion() -> None:
+def test_features_beside_images_keep_their_proportion() -> None:
     shapes = [(1, 3, 768, 1024), (1, 256, 192, 256)]
     assert small_shapes(shapes, [FREE, FREE_FEATURES]) == [(1, 3, 192, 256), (1, 256, 48, 64)]
 

@@ -84,7 +84,7 @@ class Read(SmallDetector):
         ),
     ],
 )
-def test_what_values_decide_is_refused_with_its_line(
+def test_value_dependent_code_is_refused_with_its_line(
     kind: type[nn.Module], code: str, remedy: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(CaptureError) as caught:
@@ -116,7 +116,7 @@ class Caches(SmallDetector):
         return features + self.grid[:, None]
 
 
-def test_the_detector_is_as_before() -> None:
+def test_the_detector_is_unchanged() -> None:
     detector = Caches().requires_grad_(False).eval()
     before = {name: value.clone() for name, value in detector.state_dict().items()}
     cells = detector.cells
@@ -230,7 +230,7 @@ def test_conditions_are_written_with_brackets() -> None:
     assert infix("0.2: 1 + 1.0: 2 * ==", ["a", "b"]) == "((a.size(2) + 1) == (b.size(0) * 2))"
 
 
-def test_only_what_tells_something_is_told() -> None:
+def test_only_informative_fields_are_shown() -> None:
     specs = [TensorSpec("x", "float32", (1, 0), (1, 0), (1, UNBOUNDED))]
     assert is_plain("0.1: 1 !=", specs)
     assert not is_plain("0.1: 2 % 0 ==", specs)

@@ -91,7 +91,7 @@ def test_openvino_is_right_at_every_height(change: Callable[[Tensor], Tensor], t
 
 
 @pytest.mark.parametrize("head", ["script", "export", "trace"])
-def test_the_head_checks_what_the_segment_takes_for_granted(head: str, tmp_path: Path) -> None:
+def test_the_head_checks_the_assumptions_of_the_segment(head: str, tmp_path: Path) -> None:
     detector, path = Detector(not_too_long).eval(), tmp_path / "a.pt"
     options: dict[str, Any] = {"engine": "torchscript", "shapes": RANGES, "measure": False, "head": head}
     hybrid_rt.convert(detector, (torch.rand(1, 3, 32, 48),), path, segments=["backbone"], **options)
@@ -147,7 +147,7 @@ def test_a_recording_that_holds_is_kept() -> None:
     assert program.conditions(program.members[0]) == []
 
 
-def test_a_branch_that_no_example_is_right_for_is_refused_with_both_reasons() -> None:
+def test_a_branch_that_no_example_covers_is_refused_with_both_reasons() -> None:
     program = program_of(lambda x: x[:, :, ::2] if x.shape[2] > 40 else x, (32, 48), (48, 40))
     with pytest.raises(
         CaptureError, match=r"right for every size.*torch\.export does not help: .*one for 16\.\.40"
@@ -156,7 +156,7 @@ def test_a_branch_that_no_example_is_right_for_is_refused_with_both_reasons() ->
     assert "another result" in str(caught.value)
 
 
-def test_what_can_not_be_recorded_is_exported() -> None:
+def test_unrecordable_heads_are_exported() -> None:
     class Refusing(OneConvolution):
         """Contains code that only the tracer refuses."""
 

@@ -120,7 +120,7 @@ def test_a_list_of_images_of_any_channels_is_found_behind_the_transform(channels
         (lambda x, table: x + table.mean((1, 2, 3), keepdim=True), 3, (IMAGE, torch.rand(1, 3, 9, 9)), {(0,): "NCHW"}),
     ],
 )  # fmt: skip
-def test_what_is_no_image_is_told_from_what_is_one(
+def test_images_are_distinguished_from_other_tensors(
     prepare: Callable[..., Tensor], channels: int, example: tuple[Any, ...], found: dict[Place, str]
 ) -> None:
     assert layouts(Prepared(prepare, channels), *example) == found
@@ -163,13 +163,13 @@ def test_a_mask_goes_with_the_images_size() -> None:
     assert images.counted == {(1,)}
 
 
-def test_equal_sizes_by_chance_are_no_mask() -> None:
+def test_equal_sizes_by_chance_are_not_a_mask() -> None:
     square = torch.rand(1, 3, 16, 16)
     images = find_images(Texts().eval(), (square, torch.rand(1, 16, 16)))
     assert (dict(images.layouts), dict(images.masks)) == ({(0,): "NCHW"}, {})
 
 
-def test_what_is_counted_by_image_is_tried_out() -> None:
+def test_counts_per_image_are_tried_out() -> None:
     paired = Prepared(lambda x, t: x * t[:, :1, None, None])
     assert find_images(paired.eval(), (torch.rand(2, 3, 8, 8), torch.rand(2, 4))).counted == {(1,)}
     shared = Prepared(lambda x, t: x * (t @ torch.ones(2, 1)).mean())
@@ -204,11 +204,11 @@ NAMED = (torch.rand(1, 8, 9, 5), {"scale": torch.rand(1, 3, 8, 8), "depths": [to
         ([("more", "depths", 0)], {(1, "depths", 0): "HW"}),
     ],
 )
-def test_what_is_an_image_can_be_said(told: Any, found: dict[Place, str]) -> None:
+def test_images_can_be_named(told: Any, found: dict[Place, str]) -> None:
     assert dict(find_images(Named(), NAMED, told).layouts) == found
 
 
-def test_a_layout_that_was_not_said_is_found_out() -> None:
+def test_an_unspecified_layout_is_detected() -> None:
     assert dict(find_images(Prepared(lambda x: x.permute(0, 3, 1, 2), 5), (torch.rand(1, 8, 9, 5),), [0]).layouts) == {
         (0,): "NHWC"
     }
@@ -229,12 +229,12 @@ def test_a_layout_that_was_not_said_is_found_out() -> None:
         ({"pictures": "NXHW"}, r"expected a layout of 4 letters"),
     ],
 )
-def test_what_does_not_fit_the_example_is_refused(told: Any, text: str) -> None:
+def test_ranges_that_exclude_the_example_are_refused(told: Any, text: str) -> None:
     with pytest.raises(OptionError, match=text) as refusal:
         check_images(Named(), NAMED, told)
     assert "images=['pixels']" in str(refusal.value)
 
 
-def test_an_image_that_is_no_tensor_is_refused() -> None:
+def test_an_image_that_is_not_a_tensor_is_refused() -> None:
     with pytest.raises(OptionError, match=r"images, 0: expected a tensor there; the tensors are none, got none"):
         check_images(Named(), (3, {}), [0])

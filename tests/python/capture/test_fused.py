@@ -67,7 +67,7 @@ def names(path: Path) -> list[list[str]]:
 
 
 @pytest.mark.slow
-def test_one_engine_finds_what_two_find(tmp_path: Path) -> None:
+def test_one_engine_matches_two(tmp_path: Path) -> None:
     detector = made(Detector())
     paths = {fuse: tmp_path / f"{fuse}.pt" for fuse in (True, False)}
     for fuse, path in paths.items():
@@ -97,7 +97,7 @@ def test_the_order_of_names_does_not_matter(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_features_that_change_on_a_black_picture_are_not_fused(tmp_path: Path) -> None:
+def test_features_that_change_on_a_black_image_are_not_fused(tmp_path: Path) -> None:
     detector = made(Detector(low=-1, high=0.25))
     path = tmp_path / "detector.pt"
     hybrid_rt.convert(detector, (small_picture(),), path, segments=["backbone", "head"])
@@ -108,7 +108,7 @@ def test_features_that_change_on_a_black_picture_are_not_fused(tmp_path: Path) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["openvino", "torchscript"])
-def test_features_that_change_on_other_pictures_are_an_error_not_ignored(tmp_path: Path, backend: str) -> None:
+def test_features_that_change_on_other_images_are_an_error_not_ignored(tmp_path: Path, backend: str) -> None:
     detector = made(Detector(low=0.1, high=0.25))  # contains neither the example nor a black image
     path = tmp_path / "detector.pt"
     hybrid_rt.convert(detector, (small_picture(),), path, segments=["backbone", "head"])
@@ -122,7 +122,7 @@ def test_features_that_change_on_other_pictures_are_an_error_not_ignored(tmp_pat
     ) in str(caught.value)
 
 
-def test_a_branch_around_the_first_segment_makes_an_engine_each(tmp_path: Path) -> None:
+def test_a_branch_around_the_first_segment_splits_the_engines(tmp_path: Path) -> None:
     detector, path = made(Branching()), tmp_path / "x.pt"
     report = hybrid_rt.convert(detector, (small_picture(),), path, segments=["backbone", "head"]).report
     assert names(path) == [["backbone"], ["head"]]
@@ -154,7 +154,7 @@ def test_the_demo_detector_runs_on_two_engines(
 
 
 @pytest.mark.slow
-def test_a_picture_without_objects_is_no_error(
+def test_an_image_without_objects_is_not_an_error(
     demo_detector: FasterRCNN, demo_image: Tensor, demo_bundle: Path
 ) -> None:
     hybrid = hybrid_rt.load(demo_bundle)

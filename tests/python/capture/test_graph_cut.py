@@ -59,7 +59,7 @@ def test_no_value_leaves_the_part_and_comes_back() -> None:
         assert not (node in inside and behind & set(node.all_input_nodes))
 
 
-def test_what_feeds_the_second_stage_alone_is_in_its_part() -> None:
+def test_layers_that_feed_only_the_second_stage_are_in_its_part() -> None:
     def one_way(x: Tensor, weight: Tensor) -> Tensor:
         rows = x[0, 0].flatten().nonzero()[:, 0].sum()
         first = functional.conv2d(x, weight)  # it does not depend on the rows, and forms one part with the second

@@ -147,7 +147,7 @@ def count_up(body: Body, x: Tensor) -> None:
         (count_up, "a change of its attribute 'calls'"),
     ],
 )
-def test_what_an_engine_cannot_repeat_is_named_with_its_line(act: Callable[[Body, Tensor], Any], text: str) -> None:
+def test_unrepeatable_operations_are_named_with_their_line(act: Callable[[Body, Tensor], Any], text: str) -> None:
     finding = found(act)
     assert finding.startswith(text)
     if "attribute" not in text:
@@ -165,7 +165,7 @@ def test_what_an_engine_cannot_repeat_is_named_with_its_line(act: Callable[[Body
         lambda body, x: torch.zeros(1).add_(x.mean()),
     ],
 )
-def test_what_an_engine_can_repeat_is_no_finding(act: Callable[[Body, Tensor], Any]) -> None:
+def test_repeatable_operations_are_not_reported(act: Callable[[Body, Tensor], Any]) -> None:
     assert found(act) == ""
 
 
@@ -209,7 +209,7 @@ def test_a_tensor_that_is_used_outside_of_its_submodule_without_being_returned(l
     assert all("used outside of it that it does not return" in finding for finding in findings.values())
 
 
-def test_the_detector_s_own_attributes_may_change() -> None:
+def test_the_detectors_own_attributes_may_change() -> None:
     """Nothing reads them after the call. Another check finds reads in the next call."""
     detector = Kept(lambda kept: kept.register_forward_pre_hook(lambda _, given: (given[0] + 1,))).eval()
     detector.calls = 0

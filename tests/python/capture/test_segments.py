@@ -52,7 +52,7 @@ def test_the_same_name_twice_is_refused() -> None:
         resolve_names(small_detector(), ["backbone", "backbone"])
 
 
-def test_a_name_that_only_begins_like_another_is_no_part_of_it() -> None:
+def test_a_shared_prefix_does_not_make_a_submodule() -> None:
     detector = small_detector()
     detector.backbone2 = nn.Sequential(nn.ReLU())
     assert resolve_names(detector, ["backbone", "backbone2"]) == ["backbone", "backbone2"]
@@ -107,7 +107,7 @@ def test_auto_takes_the_outermost_dense_submodules_and_says_why_not_the_others(
     assert "backbone.body" not in shares
 
 
-def test_auto_looks_inside_of_what_depends_on_values() -> None:
+def test_auto_looks_inside_value_dependent_submodules() -> None:
     class Inner(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -129,7 +129,7 @@ def test_auto_looks_inside_of_what_depends_on_values() -> None:
     assert shares["inner.layers"].chosen
 
 
-def test_auto_with_nothing_to_gain_lists_what_there_is() -> None:
+def test_auto_without_gain_lists_the_submodules() -> None:
     class Plain(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -197,5 +197,5 @@ def test_a_segment_that_is_called_twice_is_a_group_of_its_own() -> None:
     assert fuse_groups(observe(detector, (small_picture(),)), ["body", "head"], fuse=True) == [["body"], ["head"]]
 
 
-def test_the_share_of_what_did_not_run_is_nothing() -> None:
+def test_the_share_of_parts_that_did_not_run_is_zero() -> None:
     assert Observation(nn.Module(), (), None, 0.0, {"x": Use("x", 1.0)}).share("x") == 0

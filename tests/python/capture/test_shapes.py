@@ -31,7 +31,7 @@ def test_a_transform_gives_all_sizes_that_it_can_produce() -> None:
 
 
 @pytest.mark.parametrize("size", [(50, 90), (1, 90), (200, 10), (33, 33), (4000, 4000)])
-def test_what_the_transform_makes_of_any_picture_lies_in_the_range(size: tuple[int, int]) -> None:
+def test_transformed_images_of_any_size_are_in_the_range(size: tuple[int, int]) -> None:
     detector = Transformed()
     _, _, (lowest, highest), (narrowest, widest) = ranges_of(detector, EXAMPLE, None)
     height, width = detector.transform([torch.zeros(3, *size)])[0].tensors.shape[-2:]
@@ -48,7 +48,7 @@ def test_without_a_transform_the_example_is_the_only_size() -> None:
     assert ranges_of(small_detector(), EXAMPLE, None) == [(1, 1), (3, 3), (64, 64), (96, 96)]
 
 
-def test_an_input_that_is_no_batch_of_pictures_has_no_ranges() -> None:
+def test_an_input_that_is_not_a_batch_of_images_has_no_ranges() -> None:
     assert ranges_of(small_detector(), (5, 7), None) is None
 
 
@@ -61,13 +61,13 @@ def test_named_ranges_replace_only_their_own() -> None:
     assert ranges == [(1, 4), (3, 3), (32, 128), (32, 96)]
 
 
-def test_picture_sizes_span_what_the_transform_makes_of_them() -> None:
+def test_image_sizes_span_what_the_transform_makes_of_them() -> None:
     assert ranges_of(Transformed(), EXAMPLE, [(50, 90), (90, 50), (50, 50)])[2:] == [(64, 96), (64, 96)]
     assert ranges_of(small_detector(), EXAMPLE, [(64, 96), (128, 32)])[2:] == [(64, 128), (32, 96)]
 
 
 @pytest.mark.parametrize("shapes", [[], (256, 320), 5, "auto", [(256,)], [(256, 320, 3)], [(0, 320)], [(2.5, 320)]])
-def test_what_are_no_picture_sizes_is_refused(shapes: Any) -> None:
+def test_invalid_image_sizes_are_refused(shapes: Any) -> None:
     with pytest.raises(OptionError) as caught:
         ranges_of(Transformed(), EXAMPLE, shapes)
     assert str(caught.value) == (
@@ -82,7 +82,7 @@ def test_an_unknown_dimension_is_refused() -> None:
 
 
 @pytest.mark.parametrize("value", [(5, 2), (0, 4), (-1, 4), (4,), (1, 2, 3), 7, None, (1.0, 2.0), "ab"])
-def test_what_is_no_range_is_refused(value: Any) -> None:
+def test_invalid_ranges_are_refused(value: Any) -> None:
     with pytest.raises(OptionError) as caught:
         ranges_of(Transformed(), EXAMPLE, {"height": value})
     assert f"shapes, height: expected (min, max) with 1 <= min <= max, got {value!r}." in str(caught.value)

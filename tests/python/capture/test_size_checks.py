@@ -110,7 +110,7 @@ def test_it_converts_for_the_size_of_the_example_alone(tmp_path: Path) -> None:
     convert(detector_of(upright), tmp_path / "a.pt", shapes=None)
 
 
-def test_without_verification_nothing_is_looked_at(tmp_path: Path) -> None:
+def test_without_verification_nothing_is_compared(tmp_path: Path) -> None:
     convert(detector_of(upright), tmp_path / "a.pt", verify=False)
 
 
@@ -187,7 +187,7 @@ def test_drawn_sizes_of_narrow_and_of_vast_ranges() -> None:
     assert all(height * width <= 1 << 20 for height, width in drawn_sizes((32, 8192), (32, 8192), 50))
 
 
-def test_sizes_of_a_list_are_all_looked_at() -> None:
+def test_every_size_of_a_list_is_tried() -> None:
     sizes = [(8, 12), (12, 8), (9, 9)]
     runs = sized_runs(nn.Identity(), (torch.rand(1, 3, 8, 8),), BATCH, sizes, 9)
     assert [tuple(arguments[0].shape[2:]) for _, arguments in runs] == sizes
@@ -307,7 +307,7 @@ def test_the_part_of_a_run_that_is_left_out_counts_towards_the_budget() -> None:
     assert (looked_at(0), looked_at(10**9)) == (9, 3)
 
 
-def test_sizes_are_looked_at_by_counted_work_whatever_the_clock_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_choice_of_sizes_follows_counted_work_not_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     def looked_at(cost: int) -> int:
         runs = ((OneConvolution(), (torch.rand(1, 3, 8, 8),)) for _ in range(9))
         return len(record_sizes(runs, ["backbone"], Effort(cost, least=3)))

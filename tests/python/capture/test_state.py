@@ -170,7 +170,7 @@ def test_threads_with_images_of_several_sizes_share_no_grid(tmp_path: Path) -> N
     assert all(torch.allclose(one, expected[i % 3], atol=1e-5) for i, one in enumerate(found))
 
 
-def test_what_is_done_with_state_is_one_of_two(tmp_path: Path) -> None:
+def test_state_has_two_valid_options(tmp_path: Path) -> None:
     with pytest.raises(hybrid_rt.OptionError, match=r"state: expected one of refuse, reset, got 'keep'"):
         converted(InPlace().eval(), tmp_path / "a.pt", state="keep")
 
@@ -197,7 +197,7 @@ def test_state_is_refused_by_name_and_the_detector_is_as_before(
     assert not (tmp_path / "a.pt").exists()
 
 
-def test_what_is_counted_but_not_used_is_no_state_and_is_put_back(tmp_path: Path) -> None:
+def test_unused_counters_are_not_state_and_are_restored(tmp_path: Path) -> None:
     class Counts(Keeps):
         def forward(self, batch: Tensor) -> Tensor:
             self.previous += 1
@@ -230,7 +230,7 @@ def test_changes_are_named_with_their_module_and_put_back() -> None:
     assert not hasattr(kept, "other")
 
 
-def test_weights_are_no_state() -> None:
+def test_weights_are_not_state() -> None:
     layer = nn.Conv2d(3, 3, 1)
     assert StateWatch(layer).changed() == []
     assert not any("weight" in name for name in StateWatch(layer).changed())

@@ -86,7 +86,7 @@ def _look_at_int(here: dict[str, Any]) -> None:
     raise ZeroDivisionError
 
 
-def test_names_are_as_before_after_an_error() -> None:
+def test_names_are_unchanged_after_an_error() -> None:
     here = vars(sys.modules[__name__])
     with pytest.raises(ZeroDivisionError), symbolic_numbers(Converts()):
         _look_at_int(here)
@@ -94,7 +94,7 @@ def test_names_are_as_before_after_an_error() -> None:
     assert "float" not in here
 
 
-def test_a_cache_keeps_what_it_held() -> None:
+def test_a_cache_keeps_its_entries() -> None:
     cache = SizeCache({(1, 2): "a"})
     assert (cache[1, 2], cache.get((3, 4)), (1, 2) in cache) == ("a", None, True)
     cache[3, 4] = "b"

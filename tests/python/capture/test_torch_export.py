@@ -157,7 +157,7 @@ def test_a_size_that_is_fixed_is_refused() -> None:
         program.exported()
 
 
-def test_what_torch_export_does_not_take_is_told() -> None:
+def test_unexportable_code_is_reported() -> None:
     program = program_of(lambda layer, x, y: layer(x) if y.mean().item() > 0 else layer(2 * x))
     with pytest.raises(CaptureError, match=r"hybrid_rt\[capture\]: segment 'segment': expected a module that torch."):
         program.exported()

@@ -95,7 +95,9 @@ def test_indices_that_nothing_reads_need_no_further_run(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("function", [lambda x, n: x.sort(-1).indices, lambda x, n: x.gather(-1, x.argsort(-1))])
-def test_those_that_are_used_or_returned_do(function: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_are_used_or_returned_matter(
+    function: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert runs_of(function, monkeypatch) == 2
 
 

@@ -93,7 +93,7 @@ def test_convert_takes_sizes_and_several_engines(noise: Path) -> None:
     assert (variants[0]["inputs"][0]["min"], variants[0]["inputs"][0]["max"]) == ([1, 3, 32, 32], [1, 3, 48, 64])
 
 
-def test_convert_resets_state_if_it_is_told(noise: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_convert_resets_state_on_request(noise: Path, capsys: pytest.CaptureFixture[str]) -> None:
     kept = "helpers.small_detectors:counting_list_detector"
     assert convert_small(noise, "--segments", "detector.backbone", detector=kept) == 1
     assert "because of state in buffer 'seen'" in error_of(capsys)
@@ -101,7 +101,7 @@ def test_convert_resets_state_if_it_is_told(noise: Path, capsys: pytest.CaptureF
     assert "as at conversion before each call: buffer 'seen'" in capsys.readouterr().out
 
 
-def test_convert_compares_on_every_picture_of_a_folder(noise: Path, tmp_path: Path) -> None:
+def test_convert_compares_on_every_image_of_a_directory(noise: Path, tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
     for name in ("b.PNG", "a.png", "c.jpeg"):
@@ -181,12 +181,12 @@ def test_convert_with_wrong_options(
     assert text in error_of(capsys)
 
 
-def test_convert_to_a_place_that_is_not_there(noise: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_convert_to_a_missing_directory(noise: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["convert", SMALL, str(noise), str(noise.parent / "missing" / "x.pt")]) == 1
     assert "expected to write the file, got no directory " in error_of(capsys)
 
 
-def test_convert_without_pictures(tmp_path: Path, noise: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_convert_without_images(tmp_path: Path, noise: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = str(tmp_path / "x.pt")
     assert main(["convert", SMALL, str(tmp_path / "missing.png"), output]) == 2
     assert f"hybrid_rt[cli]: image {tmp_path / 'missing.png'}: expected an image file, got " in error_of(capsys)
@@ -198,7 +198,7 @@ def test_convert_without_pictures(tmp_path: Path, noise: Path, capsys: pytest.Ca
     assert f"hybrid_rt[cli]: directory {tmp_path / 'empty'}: expected PNG or JPEG images, got none." in error_of(capsys)
 
 
-def test_pictures_are_rgb_between_0_and_1(tmp_path: Path) -> None:
+def test_images_are_rgb_between_0_and_1(tmp_path: Path) -> None:
     Image.new("RGBA", (3, 2), (255, 0, 51, 128)).save(tmp_path / "rgba.png")
     picture = read_picture(tmp_path / "rgba.png")
     assert picture.shape == (3, 2, 3)
@@ -264,7 +264,7 @@ def test_inspect_as_json_is_the_manifest(demo_bundle: Path, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize("verb", ["verify", "inspect", "check"])
-def test_a_file_that_is_no_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str) -> None:
+def test_a_file_that_is_not_a_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str) -> None:
     path = tmp_path / "text.pt"
     path.write_text("no bundle")
     assert main([verb, str(path)]) == 1
@@ -432,7 +432,7 @@ def test_the_installed_script(demo_bundle: Path, tmp_path: Path) -> None:
     assert json.loads(done.stdout) == hybrid_rt.inspect(demo_bundle)
 
 
-def test_pretrained_weights_that_cannot_be_had_are_a_clear_error(
+def test_unavailable_pretrained_weights_are_a_clear_error(
     noise: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(*_: object, **__: object) -> None:

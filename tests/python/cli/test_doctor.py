@@ -47,7 +47,7 @@ def test_each_library_is_checked_on_each_gpu() -> None:
     assert {check.device for check in checks} == {"cuda:0 (GeForce RTX 4090, compute capability 8.9)"}
 
 
-def test_a_library_that_can_not_be_called_says_why() -> None:
+def test_a_library_that_cannot_be_called_says_why() -> None:
     headers = {**TENSORRT_10, "version": "11.2.0", "reason": "built with the headers of tensorrt 10.14"}
     assert refusals([ADA], headers, NO_RTX) == [
         "tensorrt 11.2.0 is installed here",
@@ -63,7 +63,7 @@ def too_old(needed: int, driver: str, remedy: str = "") -> str:
     )
 
 
-def test_a_driver_that_is_too_old_is_told_with_both_versions(tmp_path: Path) -> None:
+def test_an_old_driver_is_reported_with_both_versions(tmp_path: Path) -> None:
     other = "tensorrt 10.14.1 is installed here"
     assert refusals([ADA], TENSORRT_10, RTX, driver="11.8") == ["", other, too_old(12, "11.8")]
     assert refusals([ADA], TENSORRT_10, RTX, driver="10.2") == [too_old(11, "10.2"), other, too_old(12, "10.2")]
@@ -118,7 +118,7 @@ STAND_INS = [next(iter(sorted(ROOT.glob(f"build/cp*/lib/libemulated_{name}.so"))
 
 @pytest.mark.slow
 @pytest.mark.skipif(not all(path.is_file() for path in STAND_INS), reason="the C++ tests are not built")
-def test_the_run_half_is_asked_for_its_libraries_and_the_driver(tmp_path: Path) -> None:
+def test_the_runtime_reports_its_libraries_and_the_driver(tmp_path: Path) -> None:
     driver, library = map(str, STAND_INS)
     # This is the layout of NVIDIA's package of TensorRT for CUDA 13.
     (tmp_path / "tensorrt_libs").mkdir()

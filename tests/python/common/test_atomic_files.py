@@ -26,7 +26,7 @@ def test_an_old_file_keeps_its_permissions(mode: int, tmp_path: Path) -> None:
     assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == ("new", mode)
 
 
-def test_a_new_file_has_those_of_the_umask(tmp_path: Path) -> None:
+def test_a_new_file_has_the_permissions_of_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         write(tmp_path / "new.pt")
@@ -77,7 +77,7 @@ def no_files(tmp_path: Path) -> list[tuple[Path, str]]:
     ]
 
 
-def test_what_is_no_file_is_refused_and_stays(tmp_path: Path) -> None:
+def test_special_files_are_refused_and_stay(tmp_path: Path) -> None:
     for path, reason in no_files(tmp_path):
         kind = stat.S_IFMT(os.lstat(path).st_mode)
         with pytest.raises(BundleError, match="expected to write the file, got") as early:
@@ -89,7 +89,7 @@ def test_what_is_no_file_is_refused_and_stays(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".hybrid_rt-*"))
 
 
-def test_leftovers_of_killed_processes_go_and_those_of_living_ones_stay(tmp_path: Path) -> None:
+def test_leftovers_of_killed_processes_are_removed_and_those_of_live_ones_stay(tmp_path: Path) -> None:
     old, young, other = tmp_path / ".hybrid_rt-old", tmp_path / ".hybrid_rt-young", tmp_path / ".other"
     for folder in (old, young, other):
         folder.mkdir()

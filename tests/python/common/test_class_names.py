@@ -60,7 +60,7 @@ def test_weights_of_torchvision_bring_their_categories() -> None:
         (["x"] * 65_537, "expected at most 65536 names, got 65537. "),
     ],
 )
-def test_what_is_no_list_of_names_is_refused(given: Any, text: str) -> None:
+def test_invalid_lists_of_names_are_refused(given: Any, text: str) -> None:
     with pytest.raises(OptionError) as caught:
         checked_names(given)
     assert str(caught.value).startswith("hybrid_rt[convert]: class_names: expected ")

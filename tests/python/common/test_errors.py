@@ -33,12 +33,12 @@ def test_the_code_ends_the_text() -> None:
         *("got [Keeps-State]", "two lines [keeps-state]\n", "got [-state]", "got [-1]"),
     ],
 )
-def test_other_brackets_are_no_code(text: str) -> None:
+def test_other_brackets_are_not_a_code(text: str) -> None:
     assert HybridRTError(text).code == ""
     assert split_code(text) == (text, "")
 
 
-def test_an_error_that_is_made_of_another_keeps_the_code() -> None:
+def test_an_error_derived_from_another_keeps_the_code() -> None:
     assert BackendError(str(made())).code == "keeps-state"
     fusion = FusionError.of(["a", "b"], made())
     assert (fusion.code, str(fusion)) == ("keeps-state", str(made()))
@@ -46,7 +46,7 @@ def test_an_error_that_is_made_of_another_keeps_the_code() -> None:
     assert (type(again), again.code) == (CaptureError, "keeps-state")
 
 
-def test_a_further_remedy_stands_before_the_code() -> None:
+def test_an_added_remedy_precedes_the_code() -> None:
     extended = made().extended("Or leave it.")
     assert (str(extended), extended.code) == (f"{TEXT} Or leave it. [keeps-state]", "keeps-state")
     assert str(made("").extended("Or leave it.")) == f"{TEXT} Or leave it."
@@ -54,7 +54,7 @@ def test_a_further_remedy_stands_before_the_code() -> None:
     assert (type(fusion), fusion.segments) == (FusionError, ("a", "b"))
 
 
-def test_an_error_inside_of_another_leaves_its_code() -> None:
+def test_an_error_inside_another_drops_its_code() -> None:
     outer = CaptureError.make("capture", "x", expected="y", got=described(made()), code="sizes-not-taken")
     assert outer.code == "sizes-not-taken"
     assert "keeps-state" not in str(outer)
@@ -62,7 +62,7 @@ def test_an_error_inside_of_another_leaves_its_code() -> None:
     assert described(ValueError("got [keeps-state]")) == "ValueError: got [keeps-state]"
 
 
-def test_of_several_errors_the_code_that_all_have() -> None:
+def test_several_errors_share_only_a_common_code() -> None:
     assert common_code(["a [keeps-state]", "b [keeps-state]"], "no-head-fits") == "keeps-state"
     assert common_code(["a [keeps-state]", "b [value-not-plain]"], "no-head-fits") == "no-head-fits"
     assert common_code(["a [keeps-state]", "b"], "no-head-fits") == "no-head-fits"

@@ -135,7 +135,7 @@ def test_without_images_arguments_stay(arguments: tuple[Any, ...]) -> None:
     assert images.batched(arguments, 2) == arguments
 
 
-def test_a_tensor_of_another_rank_than_its_layout_is_no_image() -> None:
+def test_a_tensor_of_another_rank_than_its_layout_is_not_an_image() -> None:
     assert ImageInputs({(0,): "NCHW"}).of((torch.rand(3, 4, 5),)) == []
 
 

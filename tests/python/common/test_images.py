@@ -27,7 +27,7 @@ def grey_16(values: list[list[int]]) -> Image.Image:
     return Image.fromarray(np.array(values, dtype=np.uint16))
 
 
-def test_of_16_bits_the_high_byte_is_taken(tmp_path: Path) -> None:
+def test_images_of_16_bits_use_the_high_byte(tmp_path: Path) -> None:
     """Pillow's convert() would turn all values above 255 white."""
     path = tmp_path / "depth.png"
     grey_16([[0, 255, 256, 4000, 65535]]).save(path)
@@ -177,7 +177,7 @@ def mostly_slow(values: Iterable[Any], quick: Any) -> list[Any]:
 
 @pytest.mark.parametrize("name", ["in.jpg", "in.png"])
 @pytest.mark.parametrize("orientation", mostly_slow(range(1, 9), 6))
-def test_cpp_turns_an_image_as_python_does(name: str, orientation: int, tmp_path: Path, any_size: Path) -> None:
+def test_cpp_rotates_an_image_like_python(name: str, orientation: int, tmp_path: Path, any_size: Path) -> None:
     path = tmp_path / name
     expected = save_with(tiff(orientation, "<>"[orientation % 2]), path, is_last=orientation > 5)
     assert np.array_equal(turned_by_cpp(any_size, path, "--exif"), np.asarray(expected))
@@ -187,7 +187,7 @@ def test_cpp_turns_an_image_as_python_does(name: str, orientation: int, tmp_path
 
 @pytest.mark.filterwarnings("ignore:.*(EXIF data|Metadata Warning):UserWarning")  # from Pillow's reader
 @pytest.mark.parametrize("case", mostly_slow(ODD_EXIF, "marked"))
-def test_exif_data_that_is_odd_is_read_alike(case: str, tmp_path: Path, any_size: Path) -> None:
+def test_odd_exif_data_is_read_alike(case: str, tmp_path: Path, any_size: Path) -> None:
     for name in ("in.jpg", "in.png"):
         path = tmp_path / name
         try:

@@ -34,7 +34,7 @@ def test_latency_of_timed_calls() -> None:
     assert latency == Latency(median=50.0, p95=95.0, p99=99.0, first=500.0, count=100)
 
 
-def test_benchmark_calls_in_turns_and_times_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_benchmark_alternates_and_times_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = 0.0
     calls: list[str] = []
     # Times of the calls: the first, two warm-up calls, three timed ones.

@@ -81,7 +81,7 @@ def test_lengths_name_what_the_types_leave_open() -> None:
         ([torch.tensor(0), 3], "segment 'x', output[1]: expected"),
     ],
 )
-def test_what_is_not_tensors_is_refused_with_its_place(value: Any, got: str) -> None:
+def test_values_that_are_not_tensors_are_refused_with_their_place(value: Any, got: str) -> None:
     with pytest.raises(CaptureError) as caught:
         structure_of(value, "segment 'x', output")
     text = str(caught.value)
@@ -93,7 +93,7 @@ def test_what_is_not_tensors_is_refused_with_its_place(value: Any, got: str) -> 
 @pytest.mark.parametrize(
     "value", [[torch.tensor(0), (torch.tensor(1),)], {"a": torch.tensor(0), "b": [torch.tensor(1)]}]
 )
-def test_mixed_types_that_torchscript_cannot_hold_are_refused(value: Any) -> None:
+def test_mixed_types_that_torchscript_lacks_are_refused(value: Any) -> None:
     with pytest.raises(
         CaptureError, match=r"with entries of one type, as TorchScript requires, got .*Tensor.*Return a tuple"
     ):

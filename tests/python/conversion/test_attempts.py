@@ -77,7 +77,7 @@ def test_three_segments_that_feed_each_other_crosswise(tmp_path: Path) -> None:
         torch.testing.assert_close(have, want, rtol=1e-4, atol=1e-5)
 
 
-def test_a_recorded_head_that_changes_what_is_handed_on_makes_an_engine_each(tmp_path: Path) -> None:
+def test_a_recorded_head_that_changes_passed_tensors_splits_the_engines(tmp_path: Path) -> None:
     class Copies(Sorted):
         """Passes on a copy of the values."""
 
@@ -134,7 +134,7 @@ def test_an_engine_that_refuses_a_segment_leaves_it_to_the_next(
 
 
 @pytest.mark.slow
-def test_an_engine_that_refuses_segments_in_one_may_take_them_apart(
+def test_an_engine_that_refuses_fused_segments_may_take_single_ones(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HYBRID_RT_CACHE", str(tmp_path / "cache"))
@@ -160,7 +160,7 @@ def fail_when_run(monkeypatch: pytest.MonkeyPatch, engine_name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*Falling back to the next engine:RuntimeWarning")
-def test_an_engine_that_fails_when_it_runs_gives_way_to_the_next(
+def test_an_engine_that_fails_at_run_time_is_replaced_by_the_next(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     fail_when_run(monkeypatch, "second")
@@ -232,7 +232,7 @@ def state_of(detector: nn.Module) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("head", ["script", "trace"])
-def test_the_detector_is_as_before(head: str, tmp_path: Path) -> None:
+def test_the_detector_is_unchanged(head: str, tmp_path: Path) -> None:
     detector = Keeps().eval()
     hooked: list[Any] = []
     detector.classes.register_forward_hook(lambda *_: hooked.append(1))
@@ -244,7 +244,7 @@ def test_the_detector_is_as_before(head: str, tmp_path: Path) -> None:
     assert state_of(detector) == before
 
 
-def test_the_detector_is_as_before_after_an_error(tmp_path: Path) -> None:
+def test_the_detector_is_unchanged_after_an_error(tmp_path: Path) -> None:
     class Fails(Keeps):
         def detect(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             raise ValueError("no")
@@ -267,7 +267,7 @@ class Unscriptable(SmallDetector):
     mended = False
 
 
-def test_torchs_registry_is_as_before_a_failed_attempt(tmp_path: Path) -> None:
+def test_torchs_registry_is_unchanged_after_a_failed_attempt(tmp_path: Path) -> None:
     store = torch.jit._recursive.concrete_type_store
     classes = dict(torch.jit._state._script_classes)
     known = {kind: len(types) for kind, types in store.type_store.items()}
@@ -290,7 +290,7 @@ def test_torchs_registry_is_as_before_a_failed_attempt(tmp_path: Path) -> None:
     assert torch.jit._state._script_classes == classes
 
 
-def test_a_detector_that_was_refused_converts_when_it_is_mended(tmp_path: Path) -> None:
+def test_a_refused_detector_converts_once_it_is_fixed(tmp_path: Path) -> None:
     class Method(SmallDetector):
         def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             return self.detect(self.backbone(pictures)["coarse"])
@@ -345,7 +345,7 @@ def test_long_messages_are_cut(tmp_path: Path) -> None:
     assert len(text) < 10000
 
 
-def test_a_value_that_is_no_tensor_is_named_not_printed(tmp_path: Path) -> None:
+def test_a_value_that_is_not_a_tensor_is_named_not_printed(tmp_path: Path) -> None:
     class Cache:
         def __repr__(self) -> str:
             return "Cache" * 1000
@@ -381,7 +381,7 @@ def test_fp32_is_not_the_remedy_for_fp32(tmp_path: Path) -> None:
     )
 
 
-def test_a_small_detector_gives_nothing_up(tmp_path: Path) -> None:
+def test_a_small_detector_abandons_nothing(tmp_path: Path) -> None:
     report = hybrid_rt.convert(
         small_detector(), (small_picture(),), tmp_path / "x.pt", segments=["backbone"], **QUICK
     ).report
@@ -414,7 +414,7 @@ def test_a_result_with_a_number_comes_back(tmp_path: Path) -> None:
     assert hybrid.module(small_picture())[3] == detector(small_picture())[3] > 0
 
 
-def test_what_was_given_up_has_the_reason_s_code() -> None:
+def test_abandoned_options_have_the_code_of_the_reason() -> None:
     assert fused_given_up(["a", "b"], "why [segments-not-one]").code == "segments-not-one"
     assert fused_given_up(["a", "b"], "why").code == ""
     one, many = (fused_given_up(["a", "b"], reason).summary for reason in ("why [x-y]", "why\nmore [x-y]"))

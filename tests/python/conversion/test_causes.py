@@ -96,21 +96,21 @@ def test_a_module_alone_that_fails_is_named_too() -> None:
 # No weights
 
 
-def test_lazy_modules_that_no_call_has_made(tmp_path: Path) -> None:
+def test_lazy_modules_without_a_call(tmp_path: Path) -> None:
     error = refusal(nn.Sequential(nn.LazyConv2d(8, 3), nn.LazyBatchNorm2d()), tmp_path)
     assert error.code == "detector-not-ready"
     assert "got uninitialised lazy weights: 0.weight, 0.bias, 1.weight" in str(error)
     assert "Run detector(...) once" in str(error)
 
 
-def test_lazy_modules_that_a_call_has_made_are_modules_like_others(tmp_path: Path) -> None:
+def test_lazy_modules_are_ordinary_after_a_call(tmp_path: Path) -> None:
     detector = nn.Sequential(nn.LazyConv2d(8, 3), nn.LazyBatchNorm2d(), nn.ReLU()).eval()
     expected = detector(IMAGE)
     hybrid_rt.convert(detector, (IMAGE,), tmp_path / "a.pt", **QUICK)
     torch.testing.assert_close(hybrid_rt.load(tmp_path / "a.pt")(IMAGE), expected)
 
 
-def test_a_detector_on_meta_is_not_told_to_move_to_the_cpu(tmp_path: Path) -> None:
+def test_the_error_for_a_meta_detector_does_not_suggest_the_cpu(tmp_path: Path) -> None:
     error = refusal(Net().to("meta"), tmp_path)
     assert error.code == "detector-not-ready"
     assert "On 'meta' they have no values: build it on the CPU, or call to_empty(device='cpu')" in str(error)
@@ -157,7 +157,7 @@ class ShufflesInPython(Net):
 
 
 @pytest.mark.parametrize("kind", [Shuffles, ShufflesInPython])
-def test_a_random_order_is_no_rounding(kind: type[Net], tmp_path: Path) -> None:
+def test_a_random_order_is_not_rounding(kind: type[Net], tmp_path: Path) -> None:
     error = refusal(kind(), tmp_path, head="trace")
     assert error.code == "draws-random-numbers"
 
@@ -167,7 +167,7 @@ class DrawsWithoutUse(Net):
         return torch.where(torch.rand(1) < 2, x, -x)
 
 
-def test_random_numbers_that_change_nothing_are_told(tmp_path: Path) -> None:
+def test_harmless_random_numbers_are_reported(tmp_path: Path) -> None:
     with pytest.warns(RuntimeWarning, match=r"detector DrawsWithoutUse: .* got aten::rand \(.*test_causes.py:"):
         hybrid_rt.convert(DrawsWithoutUse().eval(), (IMAGE,), tmp_path / "a.pt", **QUICK)
 
@@ -207,7 +207,7 @@ def test_a_detector_that_rounds_more_than_fp32_is_named(detector: nn.Module, dty
         assert f"thresholds=hybrid_rt.THRESHOLDS['{precision}']. [{code}]" in told
 
 
-def test_other_failures_have_no_such_cause() -> None:
+def test_other_failures_have_another_cause() -> None:
     for detector, code in ((Net(), "outputs-differ"), (Drops(), "no-segment-pays"), (Autocast(), "")):
         error = failure(code)
         assert explained(error, detector.eval(), (IMAGE,)) is error

@@ -59,7 +59,7 @@ def test_a_detector_names_its_classes_itself(tmp_path: Path) -> None:
     assert names_in(tmp_path / "x.pt") == NAMES
 
 
-def test_an_attribute_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
+def test_an_attribute_of_another_kind_is_left_alone(tmp_path: Path) -> None:
     detector = detector_of_three_classes()
     detector.class_names = 3
     convert(tmp_path / "x.pt", detector)
@@ -100,7 +100,7 @@ def test_too_few_names_are_refused(tmp_path: Path) -> None:
     assert names_in(tmp_path / "x.pt") == ["", "two"]
 
 
-def test_names_that_can_not_be_used_are_refused_before_anything_runs(tmp_path: Path) -> None:
+def test_names_that_cannot_be_used_are_refused_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="class_names: expected each name"):
         convert(tmp_path / "x.pt", class_names=["one", 2])
 

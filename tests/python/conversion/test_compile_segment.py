@@ -47,7 +47,7 @@ def with_backbone(backbone: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("engine", ["openvino", "torchscript"])
-def test_a_detector_with_it_finds_the_same(engine: str) -> None:
+def test_a_detector_with_it_gives_the_same_boxes(engine: str) -> None:
     detector = small_detector()
     compiled = hybrid_rt.compile_segment(detector.backbone, small_picture(), engine=engine, shapes=SHAPES)
     assert compiled.running()["backend"] == engine
@@ -84,7 +84,7 @@ def test_a_batch_of_another_size() -> None:
         lambda tensor: {"a": {"b": tensor, "c": -tensor}},
     ],
 )
-def test_it_returns_the_structure_that_the_module_does(structure: Callable[[Tensor], object]) -> None:
+def test_it_returns_the_structure_of_the_module(structure: Callable[[Tensor], object]) -> None:
     module = new(Changed(structure))
     compiled = hybrid_rt.compile_segment(module, small_picture())
     torch.testing.assert_close(compiled(small_picture()), module(small_picture()), rtol=1e-4, atol=1e-5)
@@ -100,7 +100,7 @@ def test_several_inputs_keep_their_proportion() -> None:
 
 
 @pytest.mark.slow
-def test_an_input_that_is_no_picture() -> None:
+def test_an_input_that_is_not_an_image() -> None:
     module = new(nn.Linear(8, 4))
     compiled = hybrid_rt.compile_segment(module, torch.rand(5, 8))
     values = torch.rand(5, 8)
@@ -144,7 +144,7 @@ def test_without_shapes_the_size_is_the_example_s() -> None:
 
 
 @pytest.mark.slow
-def test_sizes_outside_of_the_ranges() -> None:
+def test_sizes_outside_the_ranges() -> None:
     compiled = hybrid_rt.compile_segment(small_detector().backbone, small_picture(), shapes=[(32, 32), (64, 96)])
     compiled(small_picture(64, 96))
     with pytest.raises(RuntimeError, match=r"expected 1x3x32..64x32..96 float32, got 1x3x96x96"):
@@ -216,7 +216,7 @@ def missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("problem", [refusing, missing])
-def test_an_engine_that_can_t_compile_is_a_warning(
+def test_an_engine_that_cannot_compile_is_a_warning(
     problem: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem(monkeypatch)
@@ -227,7 +227,7 @@ def test_an_engine_that_can_t_compile_is_a_warning(
 
 @pytest.mark.parametrize("problem", [refusing, missing])
 @pytest.mark.parametrize("options", [{"strict": True}, {"fallback": False}])
-def test_an_engine_that_can_t_compile_is_an_error_if_wished(
+def test_an_engine_that_cannot_compile_is_an_error_on_request(
     problem: Callable[[pytest.MonkeyPatch], None], options: dict[str, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem(monkeypatch)
@@ -260,7 +260,7 @@ def test_options_of_an_engine_that_is_left_when_another_is_not_installed(monkeyp
     assert [backend.given for backend in compiled] == [given]
 
 
-def test_an_engine_that_computes_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_with_other_results(monkeypatch: pytest.MonkeyPatch) -> None:
     other = capture_alone(small_detector(), "backbone", [(small_picture(),)])
     artifact = registry.backend("torchscript").compile(other, "fp32")
     monkeypatch.setattr(store, "get_or_compile", lambda *_: (artifact, False))
@@ -306,7 +306,7 @@ def test_a_module_that_returns_no_tensor() -> None:
         hybrid_rt.compile_segment(new(Changed(lambda tensor: tensor.shape[0])), small_picture())
 
 
-def test_what_an_engine_can_t_repeat_is_refused() -> None:
+def test_unrepeatable_operations_are_refused() -> None:
     random = new(Changed(lambda tensor: tensor + torch.rand_like(tensor)))
     with pytest.raises(CaptureError, match=r"\[compile_segment\]: module Changed: expected the same .*random"):
         hybrid_rt.compile_segment(random, small_picture())

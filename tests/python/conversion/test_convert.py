@@ -48,7 +48,7 @@ def loaded(request: pytest.FixtureRequest, demo_bundle: Path) -> Any:
     return module
 
 
-def test_demo_detector_finds_the_same_at_each_size(
+def test_the_demo_detector_gives_the_same_boxes_at_each_size(
     demo_detector: nn.Module, demo_images: list[Tensor], loaded: Any
 ) -> None:
     images = [demo_images[0], demo_images[1], resized(demo_images[2], 480, 640)]
@@ -57,7 +57,7 @@ def test_demo_detector_finds_the_same_at_each_size(
         assert_same_boxes(demo_detector([image]), loaded([image]))
 
 
-def test_demo_detector_finds_the_same_in_a_batch_of_sizes(
+def test_the_demo_detector_gives_the_same_boxes_for_a_batch_of_sizes(
     demo_detector: nn.Module, demo_images: list[Tensor], loaded: Any
 ) -> None:
     images = [demo_images[0], resized(demo_images[1], 200, 300), demo_images[2].flip(2)]
@@ -109,7 +109,7 @@ def test_a_segment_that_refuses_a_size_inside_its_ranges(
 
 
 @pytest.mark.slow
-def test_a_detector_that_fails_on_smaller_pictures_is_watched_on_its_example(
+def test_a_detector_that_fails_on_smaller_images_is_watched_on_its_example(
     demo_detector: nn.Module, demo_image: Tensor, tmp_path: Path
 ) -> None:
     detector = copy.deepcopy(demo_detector)
@@ -212,7 +212,7 @@ def assert_same_tensors(expected: Sequence[Tensor], found: Sequence[Tensor]) -> 
         assert torch.allclose(want.double(), have.double(), atol=1e-4)
 
 
-def test_the_result_tells_what_was_made(tmp_path: Path) -> None:
+def test_the_result_lists_the_output(tmp_path: Path) -> None:
     path = tmp_path / "small.pt"
     result = hybrid_rt.convert(small_list_detector(), ([small_picture()[0]],), path, segments=["detector.backbone"])
     report = result.report
@@ -280,7 +280,7 @@ def test_shapes_widen_the_range(
                 module(small_picture(height, width).expand(batch, -1, -1, -1))
 
 
-def test_shapes_of_pictures_leave_later_segments_free(tmp_path: Path) -> None:
+def test_shapes_of_images_leave_later_segments_free(tmp_path: Path) -> None:
     path = tmp_path / "two.pt"
     hybrid_rt.convert(
         small_detector(),
@@ -383,7 +383,7 @@ def test_every_variant_is_compared(demo_detector: nn.Module, demo_image: Tensor,
 
 
 @pytest.mark.slow
-def test_the_hybrid_in_memory_refuses_an_input_after_calls_that_went_well(
+def test_the_hybrid_in_memory_refuses_an_input_after_successful_calls(
     demo_detector: nn.Module, demo_image: Tensor, tmp_path: Path
 ) -> None:
     example = resized(demo_image, 256, 256)

@@ -74,14 +74,14 @@ def test_a_submodule_in_training_mode(refused: Refused) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
-def test_a_detector_that_was_scripted_already(refused: Refused) -> None:
+def test_an_already_scripted_detector(refused: Refused) -> None:
     text = refused(OptionError, torch.jit.script(small_detector()))
     assert "detector: expected an nn.Module in Python code, got RecursiveScriptModule." in text
     assert "Pass the detector before scripting." in text
 
 
 @pytest.mark.parametrize("detector", [None, "detector.pt", lambda pictures: pictures, {"weight": torch.zeros(1)}])
-def test_what_is_no_module(refused: Refused, detector: Any) -> None:
+def test_values_that_are_not_modules(refused: Refused, detector: Any) -> None:
     text = refused(OptionError, detector)
     assert f"detector: expected an nn.Module in Python code, got {type(detector).__name__}." in text
 
@@ -98,7 +98,7 @@ def test_weights_on_another_device(refused: Refused) -> None:
 
 
 @pytest.mark.parametrize("inputs", [[small_picture()], small_picture(), {"pictures"}])
-def test_example_inputs_that_are_no_tuple(refused: Refused, inputs: Any) -> None:
+def test_example_inputs_that_are_not_a_tuple(refused: Refused, inputs: Any) -> None:
     assert refused(OptionError, small_detector(), inputs) == (
         "hybrid_rt[convert]: example_inputs: expected the tuple of the detector's positional arguments, or a dict "
         f"of its arguments by name, got {type(inputs).__name__}. For torchvision's detectors: ([image],). "
@@ -111,7 +111,7 @@ def test_an_unknown_precision(refused: Refused) -> None:
     assert text == "hybrid_rt[convert]: precision: expected one of fp32, bf16, fp16, int8, auto, got 'fp8'."
 
 
-def test_a_precision_that_the_engine_has_not(refused: Refused) -> None:
+def test_a_precision_that_the_engine_lacks(refused: Refused) -> None:
     assert refused(OptionError, small_detector(), engine="openvino", precision="fp16") == (
         "hybrid_rt[convert]: precision for openvino: expected one of fp32, bf16, int8, got 'fp16'. "
         "Use one of these, or another engine. [precision-not-in-engine]"
@@ -333,7 +333,7 @@ class LambdaHead(SmallDetector):
 
 
 @pytest.mark.parametrize("head", ["export", "trace"])
-def test_a_head_that_does_not_script_is_taken_another_way(tmp_path: Path, head: str) -> None:
+def test_an_unscriptable_head_is_converted_in_another_mode(tmp_path: Path, head: str) -> None:
     detector = LambdaHead().requires_grad_(False).eval()
     path = tmp_path / "recorded.pt"
     hybrid_rt.convert(detector, (small_picture(),), path, segments="backbone", engine="torchscript", head=head)
@@ -342,7 +342,7 @@ def test_a_head_that_does_not_script_is_taken_another_way(tmp_path: Path, head: 
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_a_head_that_can_not_be_recorded_says_why(refused: Refused) -> None:
+def test_a_head_that_cannot_be_recorded_says_why(refused: Refused) -> None:
     class Opaque(LambdaHead):
         def forward(self, pictures: Tensor) -> tuple[Tensor, object]:
             return super().forward(pictures)[0], object()
@@ -410,9 +410,7 @@ def test_a_segment_that_is_wrong_at_a_second_size_is_not_saved(refused: Refused)
     assert "another result, output 0: relative error " in text
 
 
-def test_a_refusal_names_the_worst_segment_output_and_picture(
-    refused: Refused, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_refusal_names_the_worst_segment_output_and_image(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     detector = ListDetector(small_detector(DependsOnTheSize())).eval()
     shapes = {"height": (16, 64), "width": (16, 64)}
     # Skip the check at further sizes, which would find the segment wrong before there is an engine.

@@ -152,7 +152,7 @@ def test_an_operator_that_an_engine_refuses_is_left_out_of_the_part(
 
 
 @pytest.mark.slow
-def test_a_graph_that_can_not_be_made_leaves_module_borders(tmp_path: Path) -> None:
+def test_without_a_graph_segments_end_at_module_borders(tmp_path: Path) -> None:
     report = converted(Branching(), tmp_path / "borders.pt", segments="graph")
     assert ([engine.name for engine in report.engines], report.head) == (["backbone"], "trace")
     (given_up,) = report.given_up

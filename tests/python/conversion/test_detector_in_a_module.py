@@ -80,7 +80,7 @@ def assert_same(found: Any, expected: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("build", [fcos, faster_rcnn])
-def test_a_detector_inside_of_a_module_gives_its_detections_alone(build: Any, tmp_path: Path) -> None:
+def test_a_detector_inside_a_module_returns_only_its_detections(build: Any, tmp_path: Path) -> None:
     service = Service(build()).eval()
     report = hybrid_rt.convert(service, (photograph(80, 112),), tmp_path / "x.pt", **QUICK).report
     assert report.head == "script"

@@ -45,7 +45,7 @@ def test_each_variant_has_its_files(bundle_path: Path, tmp_path: Path) -> None:
     assert sorted(files) == sorted((tmp_path / "made" / "by it").iterdir())
 
 
-def test_openvino_reads_the_model_and_finds_the_same(bundle_path: Path, tmp_path: Path) -> None:
+def test_openvino_reads_the_model_and_gives_the_same_boxes(bundle_path: Path, tmp_path: Path) -> None:
     import openvino
 
     xml, _ = hybrid_rt.extract(bundle_path, tmp_path, backend="openvino")
@@ -55,7 +55,7 @@ def test_openvino_reads_the_model_and_finds_the_same(bundle_path: Path, tmp_path
     torch.testing.assert_close(found, list(expected.values()), rtol=1e-4, atol=1e-5)
 
 
-def test_torch_loads_the_module_and_finds_the_same(bundle_path: Path, tmp_path: Path) -> None:
+def test_torch_loads_the_module_and_gives_the_same_boxes(bundle_path: Path, tmp_path: Path) -> None:
     (file,) = hybrid_rt.extract(bundle_path, tmp_path, backend="torchscript")
     found = jit.open_archive(file)(small_picture())
     expected = small_detector().backbone(small_picture())
@@ -68,7 +68,7 @@ def test_an_engine_is_known_by_each_of_its_segments(fused: Path, tmp_path: Path,
     assert file.name == "backbone+head-torchscript-fp32.pt"
 
 
-def test_what_is_not_there(bundle_path: Path, fused: Path, tmp_path: Path) -> None:
+def test_missing_files_and_devices(bundle_path: Path, fused: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"\[extract\]: segment: expected one of backbone, got 'neck'"):
         hybrid_rt.extract(bundle_path, tmp_path, segment="neck")
     with pytest.raises(OptionError, match=r"segment: expected one of backbone, head, backbone\+head, got 'neck'"):
@@ -84,7 +84,7 @@ def test_a_backend_that_is_not_installed_has_its_blobs_names(tmp_path: Path) -> 
     assert names == ["backbone-nosuch-fp32.module", "backbone-nosuch-fp32-2.module"]
 
 
-def test_names_from_a_file_do_not_lead_out_of_the_folder(bundle_path: Path, tmp_path: Path) -> None:
+def test_names_from_a_file_stay_inside_the_directory(bundle_path: Path, tmp_path: Path) -> None:
     def rename(manifest: dict) -> None:
         manifest["engines"][0]["members"][0]["name"] = "../../outside"
         manifest["engines"][0]["variants"][0]["blobs"][0]["name"] = "/../x"
@@ -135,7 +135,7 @@ def test_an_artifact_that_was_exchanged_is_not_written(bundle_path: Path, tmp_pa
         hybrid_rt.extract(path, tmp_path / "files")
 
 
-def test_files_that_are_no_bundles(tmp_path: Path) -> None:
+def test_files_that_are_not_bundles(tmp_path: Path) -> None:
     path = tmp_path / "text.pt"
     path.write_text("no bundle")
     with pytest.raises(BundleError, match="expected a TorchScript archive"):
@@ -151,7 +151,7 @@ def test_a_truncated_file(bundle_path: Path, tmp_path: Path) -> None:
         hybrid_rt.extract(path, tmp_path)
 
 
-def test_a_folder_that_is_a_file(bundle_path: Path, tmp_path: Path) -> None:
+def test_a_directory_that_is_a_file(bundle_path: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(
         BundleError, match=r"\[extract\]: .*file: expected a directory that can be written, got File exists"
@@ -162,7 +162,7 @@ def test_a_folder_that_is_a_file(bundle_path: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_can_t_be_written(bundle_path: Path, tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_written(bundle_path: Path, tmp_path: Path) -> None:
     folder = tmp_path / "closed"
     folder.mkdir(mode=0o500)
     with pytest.raises(BundleError, match="expected to write the file, got Permission denied"):

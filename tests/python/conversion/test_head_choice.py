@@ -25,14 +25,14 @@ def report_of(detector: nn.Module, path: Path, **options: Any) -> hybrid_rt.Conv
     return hybrid_rt.convert(detector, (small_picture(64, 48),), path, **{**OPTIONS, "shapes": SIZES, **options}).report
 
 
-def test_what_scripts_is_scripted(tmp_path: Path) -> None:
+def test_scriptable_heads_are_scripted(tmp_path: Path) -> None:
     report = report_of(small_detector(), tmp_path / "a.pt")
     assert (report.head, report.head_refused) == ("script", {})
     assert "head: script\n" in str(report)
 
 
 @pytest.mark.slow
-def test_what_does_not_script_is_exported_and_the_report_says_why(tmp_path: Path) -> None:
+def test_unscriptable_heads_are_exported_and_the_report_says_why(tmp_path: Path) -> None:
     report = report_of(seeded(DetrLike), tmp_path / "a.pt", report=tmp_path / "report.json")
     assert report.head == "export"
     assert list(report.head_refused) == ["script"]
@@ -52,7 +52,7 @@ class ReadsValues(SmallDetector):
 
 
 @pytest.mark.slow
-def test_what_does_not_export_either_is_recorded(tmp_path: Path) -> None:
+def test_unexportable_heads_are_recorded(tmp_path: Path) -> None:
     detector = ReadsValues()
     report = report_of(detector, tmp_path / "a.pt")
     assert report.head == "trace"
@@ -71,7 +71,7 @@ class BranchesOnValues(ReadsValues):
 
 
 @pytest.mark.slow
-def test_what_nothing_takes_is_refused_with_all_reasons(tmp_path: Path) -> None:
+def test_heads_that_no_mode_converts_are_refused_with_all_reasons(tmp_path: Path) -> None:
     with pytest.raises(CaptureError) as caught:
         report_of(BranchesOnValues(), tmp_path / "a.pt")
     text = str(caught.value)
@@ -89,7 +89,7 @@ class ScriptsOtherwise(SmallDetector):
         return (boxes, scores, labels) if torch.jit.is_scripting() else (boxes * 2, scores, labels)
 
 
-def test_a_scripted_head_that_differs_gives_way(tmp_path: Path) -> None:
+def test_a_scripted_head_that_differs_is_replaced(tmp_path: Path) -> None:
     report = report_of(ScriptsOtherwise(), tmp_path / "a.pt")
     assert report.head == "export"
     assert report.head_refused == {"script": "its results differ from the detector's"}

@@ -180,7 +180,7 @@ class Listed(SmallDetector):
 
 
 @pytest.mark.slow
-def test_a_list_of_pictures_of_their_own_sizes(converted: Convert) -> None:
+def test_a_list_of_images_of_their_own_sizes(converted: Convert) -> None:
     detector = Listed()
     hybrid = converted(detector, [small_picture()[0], small_picture(48, 40)[0]])
     for sizes in (((64, 64), (33, 47)), ((40, 80), (40, 80))):
@@ -265,7 +265,7 @@ def _(x: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
-def test_an_operator_of_the_user_s_own_is_refused_with_its_name_and_line(converted: Convert) -> None:
+def test_an_operator_of_the_users_own_is_refused_with_its_name_and_line(converted: Convert) -> None:
     class Custom(SmallDetector):
         def forward(self, pictures: Tensor, **options: Any) -> Any:
             return twice(self.backbone(pictures)["coarse"])

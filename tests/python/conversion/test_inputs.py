@@ -173,7 +173,7 @@ def test_arguments_by_name(tmp_path: Path) -> None:
     assert_same(hybrid(**further), detector(**further))
 
 
-def test_what_is_said_to_be_no_image_keeps_its_size(tmp_path: Path) -> None:
+def test_tensors_declared_as_other_inputs_keep_their_size(tmp_path: Path) -> None:
     detector, example = made(SmallDetector), (picture(1, 64, 64),)
     hybrid_rt.convert(detector, example, tmp_path / "a.pt", images=[], shapes={"height": (64, 64)}, **QUICK)
     with pytest.raises(OptionError, match=r"images, 'picture': expected one of the arguments pictures"):

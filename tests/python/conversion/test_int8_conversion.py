@@ -77,7 +77,7 @@ def fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @needs_nncf
 @pytest.mark.slow
-def test_a_hybrid_in_int8_is_loaded_and_finds_the_boxes(converted: hybrid_rt.ConversionResult) -> None:
+def test_a_hybrid_in_int8_loads_and_gives_the_boxes(converted: hybrid_rt.ConversionResult) -> None:
     path = Path(converted.report.path)
     hybrid = hybrid_rt.load(path, backend="openvino:int8", strict=True)
     (engine,) = hybrid_rt.engines(hybrid)
@@ -97,7 +97,7 @@ def test_each_engine_in_int8_runs_with_the_file(converted: hybrid_rt.ConversionR
 
 @needs_nncf
 @pytest.mark.slow
-def test_the_program_in_cpp_verifies_int8(converted: hybrid_rt.ConversionResult) -> None:
+def test_the_cpp_program_verifies_int8(converted: hybrid_rt.ConversionResult) -> None:
     program = find_program("hybrid-rt-detect", "test")
     for engine in ("openvino:int8", "onnxruntime:int8"):
         command = [program, converted.report.path, "--verify", "--backend", engine]
@@ -197,7 +197,7 @@ def test_calibration_data_without_int8_is_refused(tmp_path: Path) -> None:
         convert_int8(tmp_path, samples(), precision="fp32")
 
 
-def test_a_bundle_takes_tuples_alone(fp32: Path) -> None:
+def test_a_bundle_takes_only_tuples(fp32: Path) -> None:
     with refused("calibration_data: expected tuples of the detector's positional arguments, got dict among them"):
         hybrid_rt.add_variant(fp32, "onnxruntime", precision="int8", calibration_data=[{"images": [image(0)]}])
     with refused("calibration_data: expected some tens of tuples of arguments"):
@@ -330,7 +330,7 @@ def test_candidates_are_what_engine_and_data_allow(monkeypatch: pytest.MonkeyPat
     assert [engines.precision for engines in found] == ["fp32", "bf16"]
 
 
-def test_auto_refuses_engines_with_a_precision_and_devices_that_are_not_here() -> None:
+def test_auto_refuses_engines_with_a_precision_and_missing_devices() -> None:
     with refused(r"engine: expected names without a precision, since precision='auto' chooses it, got openvino:bf16"):
         candidates(options_for(["openvino:bf16", "torchscript"]))
     with refused(r"precision: expected the name of a precision.*got 'auto' for 'cuda' on a machine without a GPU"):
@@ -366,7 +366,7 @@ def chosen(
 
 
 @needs_nncf
-def test_what_does_not_pass_or_compile_is_not_taken_however_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fast_candidates_that_fail_are_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     times = {"fp32": 10.0, "bf16": 5.0, "int8": 2.0}
     assert chosen(monkeypatch, times, {})[0] == "int8"
     taken, reasons = chosen(monkeypatch, times, {"int8": "3 of 9 boxes"})

@@ -125,7 +125,7 @@ def is_running(process: int) -> bool:
         ("crash later", "its compiler's artifact, whose first run in a separate process ended by SIGSEGV"),
     ],
 )
-def test_what_ends_the_process_is_an_error_and_the_next_one_works(do: str, got: str, started: list[int]) -> None:
+def test_a_crash_of_the_process_is_an_error_and_the_next_call_works(do: str, got: str, started: list[int]) -> None:
     with compiling_in_isolation():
         with pytest.raises(BackendError, match=rf"hybrid_rt\[scratch\]: segment 'backbone': expected .*, got {got}"):
             compiled("scratch", do=do)
@@ -154,7 +154,7 @@ def test_the_next_conversion_finds_the_process_warm(started: list[int]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("scratch_folder")
-def test_in_other_surroundings_another_process_starts(
+def test_a_changed_environment_starts_another_process(
     started: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def change() -> None:
@@ -325,7 +325,7 @@ def process_at_hand() -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_a_compilation_that_was_begun_needs_no_further_message(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_started_compilation_needs_no_further_message(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[Any] = []
     send = CompilerProcess.send
     monkeypatch.setattr(CompilerProcess, "send", lambda self, message: sent.append(message) or send(self, message))
@@ -340,7 +340,7 @@ def test_a_compilation_that_was_begun_needs_no_further_message(monkeypatch: pyte
 
 
 @pytest.mark.usefixtures("scratch_folder")
-def test_what_was_begun_for_nothing_is_stopped(started: list[int]) -> None:
+def test_an_early_start_that_is_not_needed_is_stopped(started: list[int]) -> None:
     segment, scratch = program(), registry.backend("scratch")
     with process_at_hand():
         isolated_compiler.begin(segment, VariantRequest(scratch.configured("cpu", {"do": "hang"}), "fp32"))
@@ -352,7 +352,7 @@ def test_what_was_begun_for_nothing_is_stopped(started: list[int]) -> None:
 
 
 @pytest.mark.usefixtures("scratch_folder")
-def test_what_crashes_after_it_was_begun_is_the_same_error() -> None:
+def test_a_crash_after_an_early_start_is_the_same_error() -> None:
     segment, backend = program(), registry.backend("scratch").configured("cpu", {"do": "abort"})
     with process_at_hand():
         isolated_compiler.begin(segment, VariantRequest(backend, "fp32"))
@@ -409,7 +409,7 @@ def test_an_artifact_is_the_same_as_one_compiled_here(name: str, started: list[i
             torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_what_the_user_has_set_of_inductor_goes_with_it() -> None:
+def test_inductor_settings_of_the_user_reach_the_compiler() -> None:
     backend = registry.backend("aot_inductor")
     assert "max_autotune" not in backend.settings()
     with torch._inductor.config.patch({"max_autotune": True}):
@@ -432,7 +432,7 @@ def test_progress_warnings_and_prints_come_through(capsys: pytest.CaptureFixture
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
-def test_an_engine_s_own_refusal_is_the_same(name: str) -> None:
+def test_an_engines_own_refusal_is_the_same(name: str) -> None:
     class Unusual(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
             return {"coarse": torch.linalg.eigvals(x @ x.transpose(-1, -2)).real, "fine": x}
@@ -458,7 +458,7 @@ def test_an_engine_s_own_refusal_is_the_same(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_what_the_cache_has_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: list[int]) -> None:
+def test_cached_artifacts_start_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: list[int]) -> None:
     monkeypatch.setenv("HYBRID_RT_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("HYBRID_RT_CACHE_SIZE")
     options: dict[str, Any] = {"segments": ["backbone"], "measure": False}
@@ -495,7 +495,7 @@ def without_vendor(monkeypatch: pytest.MonkeyPatch) -> Backend:
 
 
 @pytest.mark.parametrize("kind", [of_another_class, with_a_replaced_method, switched_off, without_vendor])
-def test_what_another_process_would_not_find_is_compiled_here(
+def test_modules_unknown_to_another_process_are_compiled_here(
     kind: Callable[[pytest.MonkeyPatch], Backend], monkeypatch: pytest.MonkeyPatch, started: list[int]
 ) -> None:
     backend = kind(monkeypatch)
@@ -575,7 +575,7 @@ def test_limits_are_those_of_the_environment(monkeypatch: pytest.MonkeyPatch) ->
         ("HYBRID_RT_COMPILE_MEMORY", "much"),
     ],
 )
-def test_a_limit_that_is_none_is_refused(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_limit_is_refused(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(OptionError, match=rf"{name}: expected .*, got '{value}'"):
         limits()

@@ -79,7 +79,7 @@ def test_a_size_of_the_verification_is_not_new(tmp_path: Path) -> None:
     assert (found.height, found.width) != (without.height, without.width)
 
 
-def test_a_bundle_of_one_size_has_no_new_one(tmp_path: Path) -> None:
+def test_a_bundle_of_one_size_has_no_unseen_size(tmp_path: Path) -> None:
     found = measured(tmp_path, small_detector(), (small_picture(),))
     assert found.new_size is None
     assert found.no_new_size == "its segments always get images of the same size"
@@ -97,7 +97,7 @@ class Resizing(nn.Module):
         return self.backbone(self.transform(images)[0].tensors)
 
 
-def test_a_detector_that_makes_all_pictures_alike_has_no_new_size(tmp_path: Path) -> None:
+def test_a_detector_that_makes_all_images_alike_has_no_new_size(tmp_path: Path) -> None:
     detector = Resizing().requires_grad_(False).eval()
     found = measured(tmp_path, detector, ([small_picture()[0]],), segments="backbone")
     assert found.new_size is None
@@ -113,7 +113,7 @@ def test_the_demo_detector_takes_a_size_that_it_has_not_seen(
     assert (found.height, found.width) != tuple(demo_image.shape[-2:])
 
 
-def test_a_bundle_that_can_not_run_here_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bundle_that_cannot_run_here_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     class Failing(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             raise RuntimeError("Traceback of TorchScript\nRuntimeError: no engine here")

@@ -151,7 +151,7 @@ def test_a_backbone_of_two_inputs_at_other_sizes_than_the_examples(downstream: P
     assert_same_tensors(detector(*inputs), list(found.values()))
 
 
-def test_the_structures_do_not_change_what_is_found() -> None:
+def test_the_structures_do_not_change_the_boxes() -> None:
     """Checks that the detectors above differ, so that none is only compared with itself."""
     results = [reshaped_detector(kind)(small_picture())[1] for kind in RESHAPED]
     assert not all(torch.equal(results[0], result) for result in results[1:])

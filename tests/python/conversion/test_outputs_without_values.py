@@ -143,7 +143,7 @@ def test_a_program_with_its_own_head_gets_every_value(converted: Converted) -> N
         assert any(level.shape == output.shape and torch.allclose(level, output, atol=1e-5) for output in found)
 
 
-def test_a_program_in_cpp_finds_what_the_detector_found(converted: Converted) -> None:
+def test_a_program_in_cpp_gives_the_boxes_of_the_detector(converted: Converted) -> None:
     command = [find_program("hybrid-rt-detect", "test"), converted.path, "--verify", "--backend", "openvino"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr

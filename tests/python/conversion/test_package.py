@@ -102,7 +102,7 @@ def test_the_bare_root_has_no_python(bare: RootWithPackage) -> None:
 
 
 @needs_bare_root
-def test_detect_finds_there_what_python_finds_here(
+def test_detect_in_the_package_gives_the_boxes_of_python(
     bare: RootWithPackage, demo_bundle: Path, demo_picture: Path
 ) -> None:
     shutil.copy(demo_picture, bare.root / "tmp" / "picture.png")
@@ -204,7 +204,7 @@ def dockerfile_instructions() -> list[tuple[str, str]]:
 
 
 @needs_bare_root
-def test_the_instructions_of_the_dockerfile_do_there_what_they_say(bare: RootWithPackage) -> None:
+def test_the_instructions_of_the_dockerfile_work_in_a_bare_root(bare: RootWithPackage) -> None:
     """Carries out each instruction by hand, on the bare root instead of Debian's image."""
     user, command = "0:0", []
     done = []
@@ -231,9 +231,7 @@ def test_the_instructions_of_the_dockerfile_do_there_what_they_say(bare: RootWit
 
 
 @needs_bare_root
-def test_a_model_that_finds_something_else_fails_the_build_of_the_dockerfile(
-    bare: RootWithPackage, small_bundle: Path
-) -> None:
+def test_a_model_with_other_boxes_fails_the_build_of_the_dockerfile(bare: RootWithPackage, small_bundle: Path) -> None:
     [line] = [rest for word, rest in dockerfile_instructions() if word == "RUN"]
     damaged = bare.root / HERE[1:] / "models" / "a-damaged-one.pt"
     damaged.write_bytes(small_bundle.read_bytes()[:-1000])
@@ -292,7 +290,7 @@ def test_the_manifest_asks_for_the_newest_glibc_that_a_file_asks_for(external: P
     assert {"name": "glibc", "version": f">={newest}"}.items() <= external.manifest["external"][0].items()
 
 
-def test_only_what_the_chosen_backends_need_comes_along(external: Package) -> None:
+def test_only_libraries_of_the_chosen_backends_are_copied(external: Package) -> None:
     assert external.manifest["backends"].keys() == {"torchscript"}
     text = "\n".join(files_of(external.folder))
     for other in ("openvino", "onnxruntime", "tvm", "aot_inductor", "cuda"):
@@ -305,7 +303,7 @@ def test_other_users_may_read_it_and_run_its_programs(external: Package) -> None
         assert path.stat().st_mode & 0o777 == (0o755 if is_run else 0o644), path
 
 
-def test_the_archive_is_the_folder_and_the_same_each_time(
+def test_the_archive_is_the_directory_and_the_same_each_time(
     external: Package, script_bundle: Path, tmp_path: Path
 ) -> None:
     assert external.archive is not None
@@ -336,7 +334,7 @@ def run_script(script: Path, *arguments: str, **environment: str) -> subprocess.
     return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False, cwd="/")
 
 
-def test_external_torch_that_is_not_named_is_an_error_that_says_what_to_do(external: Package, tmp_path: Path) -> None:
+def test_an_unnamed_external_torch_is_an_error_with_the_remedy(external: Package, tmp_path: Path) -> None:
     for script in PROGRAMS:
         for given in ({}, {"HYBRID_RT_TORCH": str(tmp_path)}):
             done = run_script(external.folder / script, "--help", **given)
@@ -347,7 +345,7 @@ def test_external_torch_that_is_not_named_is_an_error_that_says_what_to_do(exter
             assert "HYBRID_RT_TORCH=/path/to/libtorch/lib" in done.stderr
 
 
-def test_external_torch_is_in_the_manifest_and_not_in_the_folder(external: Package) -> None:
+def test_external_torch_is_in_the_manifest_and_not_in_the_directory(external: Package) -> None:
     [entry] = [entry for entry in external.manifest["external"] if entry["name"] == "libtorch"]
     assert entry["version"] == TORCH_VERSION
     assert entry["variable"] == "HYBRID_RT_TORCH"
@@ -355,7 +353,9 @@ def test_external_torch_is_in_the_manifest_and_not_in_the_folder(external: Packa
     assert not any("libtorch" in path or "libc10" in path for path in files_of(external.folder))
 
 
-def test_external_torch_is_run_from_its_folder_and_all_else_from_the_package(external: Package, tmp_path: Path) -> None:
+def test_external_torch_runs_from_its_directory_and_the_rest_from_the_package(
+    external: Package, tmp_path: Path
+) -> None:
     link = tmp_path / "a link"
     link.symlink_to(external.folder / "detect")
     log = tmp_path / "linker"
@@ -389,7 +389,7 @@ def fake_package(folder: Path, models: Sequence[str], **told: Any) -> Path:
     return folder
 
 
-def test_serve_is_given_the_folder_of_models_and_the_users_arguments(tmp_path: Path) -> None:
+def test_serve_is_given_the_directory_of_models_and_the_users_arguments(tmp_path: Path) -> None:
     folder = fake_package(tmp_path / "a folder", ["a.pt", "b.pt"])
     done = run_script(folder / "serve", "--port", "80 80", LD_LIBRARY_PATH="/theirs")
     libraries = ":".join(f"{folder}/lib/{name}" for name in ("hybrid_rt/lib", "torch/lib", "hybrid_rt.libs", "system"))
@@ -481,7 +481,7 @@ def test_no_bundle_and_two_of_one_name_fail(out: Path, script_bundle: Path, tmp_
     assert not out.exists()
 
 
-def test_a_backend_that_no_bundle_has_fails_and_lists_those_that_there_are(out: Path, demo_bundle: Path) -> None:
+def test_an_unused_backend_fails_and_the_used_ones_are_listed(out: Path, demo_bundle: Path) -> None:
     with pytest.raises(
         OptionError, match=r"backend: expected one of openvino, torchscript, .* got 'tvm'\. `hybrid-rt add"
     ):
@@ -567,7 +567,7 @@ def test_without_pyelftools_the_error_says_how_to_get_it(
     assert not out.exists()
 
 
-def test_a_folder_that_is_there_is_left_alone(out: Path, script_bundle: Path) -> None:
+def test_an_existing_directory_is_left_alone(out: Path, script_bundle: Path) -> None:
     out.mkdir()
     (out / "mine.txt").write_text("mine")
     for overwrite in (False, True):
@@ -590,7 +590,7 @@ def test_a_package_that_is_there_is_replaced_only_if_it_may_be(out: Path, script
     assert not (out / "old.txt").exists()
 
 
-def test_an_archive_that_is_there_is_left_alone(out: Path, script_bundle: Path) -> None:
+def test_an_existing_archive_is_left_alone(out: Path, script_bundle: Path) -> None:
     tar = out.with_name("dist.tar")
     tar.write_text("mine")
     with pytest.raises(OptionError, match=r"dist\.tar: expected a new file, got an existing one. Pass --overwrite"):
@@ -621,7 +621,7 @@ def test_a_write_that_fails_leaves_the_old_package_and_nothing_else(
     assert {path: digest(out / path) for path in files_of(out)} == before
 
 
-def test_no_folder_to_write_to_fails(out: Path, script_bundle: Path) -> None:
+def test_a_missing_output_directory_fails(out: Path, script_bundle: Path) -> None:
     with pytest.raises(OptionError, match=r"expected a path in an existing directory, got no directory .*nosuch"):
         package([script_bundle], out.parent / "nosuch" / "dist")
 
@@ -634,7 +634,7 @@ def test_an_unknown_word_for_torch_fails(out: Path, script_bundle: Path) -> None
 # The command
 
 
-def test_the_command_says_what_it_made(out: Path, script_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_reports_its_output(out: Path, script_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["package", str(script_bundle), "-o", str(out), "--external-torch", "--backend", "torchscript"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith(f"{out}: {len(files_of(out)) - 1} files, ")

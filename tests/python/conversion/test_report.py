@@ -114,7 +114,7 @@ def test_every_field_is_in_the_schema(report: ConversionReport) -> None:
     assert list(keys({"engines": [{"names": []}]}, SCHEMA, "")) == [".engines.names"]
 
 
-def test_what_is_not_finite_becomes_null(report: ConversionReport) -> None:
+def test_non_finite_numbers_become_null(report: ConversionReport) -> None:
     tensors = [replace(report.verification.tensors[0], relative_error=float("inf"), cosine=float("nan"))]
     values = replace(report, verification=replace(report.verification, tensors=tensors)).to_json()
     assert values["verification"]["tensors"][0]["relative_error"] is None
@@ -145,7 +145,7 @@ def test_the_report_knows_the_segments(report: ConversionReport) -> None:
     assert {"verify", "save", "measure"} <= set(report.seconds)
 
 
-def test_the_pictures_are_those_that_were_compared(report: ConversionReport) -> None:
+def test_the_images_are_those_that_were_compared(report: ConversionReport) -> None:
     assert [(picture.index, picture.height, picture.width) for picture in report.pictures] == [
         (0, 48, 64),
         (1, 48, 64),
@@ -179,7 +179,7 @@ def test_boxes_of_one_side_only_are_marked() -> None:
     assert picture.not_drawn == {}
 
 
-def test_a_different_label_or_score_is_no_match() -> None:
+def test_a_different_label_or_score_does_not_match() -> None:
     samples = PictureSamples(FP32, LISTED)
     box = [0.0, 0.0, 9.0, 9.0]
     samples(([torch.rand(3, 20, 20)],), [detections(box)], [detections(box, score=0.8)])
@@ -188,7 +188,7 @@ def test_a_different_label_or_score_is_no_match() -> None:
     assert [picture.expected[0].matched for picture in samples.pictures] == [False, False]
 
 
-def test_only_some_pictures_and_boxes_are_kept() -> None:
+def test_only_some_images_and_boxes_are_kept() -> None:
     samples = PictureSamples(FP32, LISTED)
     many = detections(*([float(i), 0.0, i + 1.0, 1.0] for i in range(MOST_BOXES + 20)))
     masks = {**many, "masks": torch.zeros(MOST_BOXES + 20, 1, 8, 8)}
@@ -212,7 +212,7 @@ def test_only_some_pictures_and_boxes_are_kept() -> None:
         (torch.full((3, 1280, 900), 0.5, dtype=torch.float64), 128),
     ],
 )
-def test_pictures_of_each_kind_are_shown_in_their_colours(picture: torch.Tensor, colour: int, tmp_path: Path) -> None:
+def test_images_of_each_kind_are_shown_in_their_colours(picture: torch.Tensor, colour: int, tmp_path: Path) -> None:
     samples = PictureSamples(FP32, ImageInputs({(0,): "NCHW"}))
     samples((picture[None],), [detections()], [detections()])
     (tmp_path / "x.jpg").write_bytes(samples.pictures[0].jpeg)
@@ -222,7 +222,7 @@ def test_pictures_of_each_kind_are_shown_in_their_colours(picture: torch.Tensor,
         assert all(abs(value - colour) <= 2 for value in image.getpixel((0, 0)))
 
 
-def test_results_that_are_no_detections_have_no_pictures() -> None:
+def test_results_that_are_not_detections_have_no_images() -> None:
     samples = PictureSamples(FP32, LISTED)
     samples((torch.rand(1, 3, 8, 8),), torch.ones(3), torch.ones(3))
     samples(([torch.rand(3, 8, 8)],), [detections()], [])
@@ -282,7 +282,7 @@ def test_another_suffix_is_refused(report: ConversionReport, tmp_path: Path, nam
     assert list(tmp_path.iterdir()) == []
 
 
-def test_convert_refuses_a_report_that_can_not_be_written_before_it_works(tmp_path: Path) -> None:
+def test_convert_refuses_a_report_that_cannot_be_written_before_it_works(tmp_path: Path) -> None:
     for name, error in (("x.txt", OptionError), ("missing/x.html", BundleError)):
         with pytest.raises(error, match="expected"):
             hybrid_rt.convert(small_detector(), (small_picture(),), tmp_path / "x.pt", report=tmp_path / name)

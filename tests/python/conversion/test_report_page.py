@@ -161,7 +161,7 @@ def test_the_page_has_light_and_dark(browser: Browser, demo_page: tuple[Path, Co
 
 
 @pytest.mark.slow
-def test_the_boxes_lie_on_the_pictures(browser: Browser, demo_page: tuple[Path, ConversionReport]) -> None:
+def test_the_boxes_lie_on_the_images(browser: Browser, demo_page: tuple[Path, ConversionReport]) -> None:
     path, report = demo_page
     page = Opened(browser, path).page
     figures = page.locator("figure")
@@ -236,7 +236,7 @@ def test_a_report_of_tensors_alone_renders(browser: Browser, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_what_only_one_side_found_is_red(browser: Browser, tmp_path: Path) -> None:
+def test_boxes_of_one_side_are_red(browser: Browser, tmp_path: Path) -> None:
     report = hybrid_rt.convert(
         small_list_detector(), ([small_picture()[0]],), tmp_path / "x.pt", engine="torchscript", measure=False
     ).report
@@ -258,7 +258,7 @@ def test_what_only_one_side_found_is_red(browser: Browser, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_what_comes_from_outside_is_text(browser: Browser, tmp_path: Path) -> None:
+def test_outside_text_is_escaped(browser: Browser, tmp_path: Path) -> None:
     path = tmp_path / "a <b>&amp; c.pt"
     report = hybrid_rt.convert(
         small_list_detector(), ([small_picture()[0]],), path, engine="torchscript", measure=False

@@ -221,7 +221,7 @@ def test_an_operator_that_cpp_lacks_is_warned_of_with_its_name(in_segment: bool,
         convert(seeded(Halves, in_segment), tmp_path / "a.pt", head="script")
 
 
-def test_operators_of_torch_are_no_reason_to_warn() -> None:
+def test_operators_of_torch_cause_no_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         head_operators.check_foreign(["hybrid_rt::nms", "hybrid_rt::run_engine"], "here")

@@ -15,7 +15,7 @@ from hybrid_rt.cli.main import main
 from hybrid_rt.conversion.export.sbom import Part, bill, parts_of_files, parts_of_requirements
 
 
-def test_what_hybrid_rt_needs_is_named_once_with_its_version(tmp_path: Path) -> None:
+def test_requirements_are_named_once_with_their_version(tmp_path: Path) -> None:
     assert main(["sbom", "--output", str(tmp_path / "bom.json")]) == 0
     found = json.loads((tmp_path / "bom.json").read_text())
     assert (found["bomFormat"], found["specVersion"]) == ("CycloneDX", "1.6")
@@ -55,7 +55,7 @@ def test_libraries_of_the_system_have_their_copyright() -> None:
     assert [path.name for path in part.licences] == ["copyright"]
 
 
-def test_without_the_library_it_is_told_what_to_install(
+def test_without_the_library_the_error_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "cyclonedx.model.bom", None)

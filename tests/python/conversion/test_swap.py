@@ -101,7 +101,7 @@ def refusal(path: Path, backbone: nn.Module, tmp_path: Path, **options: object) 
 
 @pytest.mark.parametrize("backend", ["openvino", "torchscript"])
 @pytest.mark.parametrize("size", [(64, 96), (128, 32)])
-def test_the_new_file_finds_what_the_detector_with_that_backbone_finds(
+def test_the_new_file_matches_the_detector_with_that_backbone(
     fused: Path, tmp_path: Path, backend: str, size: tuple[int, int]
 ) -> None:
     output = tmp_path / "swapped.pt"
@@ -125,7 +125,7 @@ def test_the_file_itself_may_be_replaced(single: Path, tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["detector.pt"]
 
 
-def test_swapped_twice_it_is_as_swapped_once(fused: Path, tmp_path: Path) -> None:
+def test_a_second_swap_leaves_no_trace_of_the_first(fused: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "first.pt", tmp_path / "second.pt"
     hybrid_rt.swap_backbone(fused, new(), first)
     backbone = new(Backbone())
@@ -159,7 +159,7 @@ def test_a_small_head_is_swapped_as_well(tmp_path: Path) -> None:
     torch.testing.assert_close(hybrid_rt.load(paths[1])(small_picture()), detector(small_picture()))
 
 
-def test_the_manifest_tells_of_the_swap(fused: Path, tmp_path: Path) -> None:
+def test_the_manifest_records_the_swap(fused: Path, tmp_path: Path) -> None:
     output = tmp_path / "swapped.pt"
     hybrid_rt.swap_backbone(fused, new(), output)
     before, after = hybrid_rt.inspect(fused), hybrid_rt.inspect(output)
@@ -183,7 +183,7 @@ def test_a_golden_sample_is_left_out(single: Path, tmp_path: Path) -> None:
     assert not [name for name in manifest["records"] if "golden" in name]
 
 
-def test_engine_and_precision_of_the_file_are_kept_unless_told(single: Path, tmp_path: Path) -> None:
+def test_engine_and_precision_of_the_file_are_kept_by_default(single: Path, tmp_path: Path) -> None:
     output = tmp_path / "swapped.pt"
     hybrid_rt.swap_backbone(single, new(), output, engine="openvino", precision="bf16")
     variants = hybrid_rt.inspect(output)["engines"][0]["variants"]
@@ -292,7 +292,7 @@ def test_several_mismatches_are_one_error(fused: Path, tmp_path: Path) -> None:
         assert part in text
 
 
-def test_what_an_engine_can_t_repeat_is_refused(fused: Path, tmp_path: Path) -> None:
+def test_unrepeatable_operations_are_refused(fused: Path, tmp_path: Path) -> None:
     class Branching(Deeper):
         def forward(self, x: Tensor) -> dict[str, Tensor]:
             return super().forward(x * 2 if bool(x.mean() > 0) else x)
@@ -301,7 +301,7 @@ def test_what_an_engine_can_t_repeat_is_refused(fused: Path, tmp_path: Path) -> 
         hybrid_rt.swap_backbone(fused, new(Branching()), tmp_path / "x.pt")
 
 
-def test_what_fails_at_a_second_size_is_named(fused: Path, tmp_path: Path) -> None:
+def test_failures_at_a_second_size_are_named(fused: Path, tmp_path: Path) -> None:
     class OneSize(Deeper):
         def forward(self, x: Tensor) -> dict[str, Tensor]:
             return super().forward(x + torch.zeros(3, 64, 96))
@@ -323,13 +323,13 @@ def test_a_forward_with_other_parameters(fused: Path, tmp_path: Path) -> None:
     ) in text
 
 
-def test_an_example_outside_of_the_ranges(fused: Path, tmp_path: Path) -> None:
+def test_an_example_outside_the_ranges(fused: Path, tmp_path: Path) -> None:
     text = refusal(fused, new(), tmp_path, example=torch.rand(1, 3, 16, 32))
     assert "input 'pictures': expected 1..3 x 3 x 32..128 x 32..128 float32, got 1 x 3 x 16 x 32 float32" in text
     assert "got 1 x 3 x 32 x 32 float64" in refusal(fused, new(), tmp_path, example=torch.rand(1, 3, 32, 32).double())
 
 
-def test_an_example_inside_of_the_ranges(fused: Path, tmp_path: Path) -> None:
+def test_an_example_inside_the_ranges(fused: Path, tmp_path: Path) -> None:
     report = hybrid_rt.swap_backbone(fused, new(), tmp_path / "x.pt", example=small_picture(128, 64))
     assert report.verification is not None
     assert report.verification.passed
@@ -401,12 +401,12 @@ def test_bad_options(single: Path, tmp_path: Path) -> None:
     )
 
 
-def test_a_folder_that_does_not_exist(single: Path, tmp_path: Path) -> None:
+def test_a_directory_that_does_not_exist(single: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="expected to write the file, got no directory"):
         hybrid_rt.swap_backbone(single, new(), tmp_path / "nosuch" / "x.pt")
 
 
-def test_a_file_that_is_no_bundle(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_bundle(tmp_path: Path) -> None:
     path = tmp_path / "text.pt"
     path.write_text("no bundle")
     with pytest.raises(BundleError, match="expected a TorchScript archive"):
@@ -415,7 +415,7 @@ def test_a_file_that_is_no_bundle(tmp_path: Path) -> None:
         hybrid_rt.swap_backbone(tmp_path / "missing.pt", new(), tmp_path / "x.pt")
 
 
-def test_an_altered_file_is_not_built_on(single: Path, tmp_path: Path) -> None:
+def test_an_altered_file_is_not_extended(single: Path, tmp_path: Path) -> None:
     data = bytearray(single.read_bytes())
     position = data.find(read_record(single, "constants.pkl")[:40])
     data[position + 30] ^= 1
@@ -425,7 +425,7 @@ def test_an_altered_file_is_not_built_on(single: Path, tmp_path: Path) -> None:
         hybrid_rt.swap_backbone(path, new(), tmp_path / "x.pt")
 
 
-def test_an_engine_that_computes_something_else_is_not_saved(
+def test_an_engine_with_other_results_is_not_saved(
     single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = capture_alone(small_detector(), "backbone", [(small_picture(),)])

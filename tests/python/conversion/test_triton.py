@@ -124,7 +124,7 @@ def test_names_of_any_characters_are_in_the_configuration(tmp_path: Path, demo_b
     assert json.loads(parsed(model.folder).parameters["class_names"].string_value) == names
 
 
-def test_a_picture_in_bytes(
+def test_an_image_in_bytes(
     demo_bundle: Path, pictures: list[Tensor], expected: list[dict[str, Tensor]], tmp_path: Path
 ) -> None:
     model = triton.export_triton(demo_bundle, tmp_path / "repository", ServingOptions(instances=2, threads=1))
@@ -142,7 +142,7 @@ def test_a_picture_in_bytes(
         assert_same([want], [found_by_torch_alone(model.folder, given, tmp_path)])
 
 
-def test_a_batch_of_pictures_in_fp32(
+def test_a_batch_of_images_in_fp32(
     demo_bundle: Path, pictures: list[Tensor], expected: list[dict[str, Tensor]], tmp_path: Path
 ) -> None:
     model = triton.export_triton(
@@ -205,7 +205,7 @@ def test_masks_and_keypoints_are_padded_too(from_bytes: bool) -> None:
         assert [int(one.flatten(1).any(1).sum() if one.dim() > 1 else one.sum()) for one in result] == [2, 0, 3]
 
 
-def test_nothing_found_is_no_error() -> None:
+def test_an_image_without_detections_is_not_an_error() -> None:
     fields = {"boxes": 2, "labels": 1, "scores": 1}
     module = jit.tensors_only(jit.script(Stub()), fields, batched=True, from_bytes=False)
     assert [tuple(result.shape) for result in module(torch.zeros(2, 3, 4, 4))] == [(2, 0, 4), (2, 0), (2, 0), (2, 1)]
@@ -214,7 +214,7 @@ def test_nothing_found_is_no_error() -> None:
 # Refusals
 
 
-def test_a_model_of_that_name_is_replaced_only_if_told(demo_bundle: Path, tmp_path: Path) -> None:
+def test_an_existing_model_is_replaced_only_on_request(demo_bundle: Path, tmp_path: Path) -> None:
     folder = triton.export_triton(demo_bundle, tmp_path).folder
     (folder / "mine").touch()
     with pytest.raises(
@@ -228,7 +228,7 @@ def test_a_model_of_that_name_is_replaced_only_if_told(demo_bundle: Path, tmp_pa
     assert sorted(path.name for path in folder.rglob("*")) == ["1", "config.pbtxt", "model.pt"]
 
 
-def test_a_folder_that_can_not_be_written_leaves_nothing(demo_bundle: Path, tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_written_leaves_nothing(demo_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(BundleError, match="expected to write the model"):
         triton.export_triton(demo_bundle, tmp_path / "file")
@@ -261,14 +261,14 @@ def test_a_batch_that_the_bundle_does_not_take(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_bundle_without_a_golden_sample_needs_a_picture(one_picture_bundle: Path, tmp_path: Path) -> None:
+def test_a_bundle_without_a_golden_sample_needs_an_image(one_picture_bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"the test image: .*--image FILE"):
         triton.export_triton(one_picture_bundle, tmp_path)
     with pytest.raises(VerificationError, match="expected an image with detections, got no box"):
         triton.export_triton(one_picture_bundle, tmp_path, picture=torch.zeros(3, 255, 335))
 
 
-def test_a_model_that_finds_something_else_is_not_written(
+def test_a_model_with_other_boxes_is_not_written(
     demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = triton._as_input
@@ -303,7 +303,7 @@ def test_options_are_checked_first(options: dict[str, Any], text: str, tmp_path:
 
 
 @pytest.mark.parametrize("name", ["../up", ""])
-def test_a_name_that_is_no_folder_is_refused_first(name: str, tmp_path: Path) -> None:
+def test_a_name_that_is_not_a_directory_is_refused_first(name: str, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="name: expected letters, digits"):
         triton.export_triton(tmp_path / "none.pt", tmp_path, name=name)
 

@@ -168,7 +168,7 @@ def test_both_segments_of_a_fused_engine_get_the_variant(tmp_path: Path) -> None
         ([], {}, OptionError, "engine: expected 'auto' or at least one backend"),
     ],
 )
-def test_what_can_not_be_added(
+def test_impossible_variants_are_refused(
     bank: Path, tmp_path: Path, engine: str, options: dict[str, str], error: type[Exception], text: str
 ) -> None:
     with pytest.raises(error) as caught:
@@ -177,7 +177,7 @@ def test_what_can_not_be_added(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_variant_that_computes_something_else_is_not_added(
+def test_a_variant_with_other_results_is_not_added(
     single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = small_detector()
@@ -218,7 +218,7 @@ def test_the_command_line(single: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert variants_of(path) == ["torchscript:fp32"]
 
 
-def test_a_bank_in_one_conversion_with_a_precision_each(tmp_path: Path) -> None:
+def test_one_conversion_makes_a_bank_with_a_precision_per_engine(tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
     result = hybrid_rt.convert(
         small_detector(),
@@ -334,7 +334,7 @@ def test_bytes_that_do_not_run_are_not_kept(tmp_path: Path) -> None:
     assert three < one + 0.3 * weights
 
 
-def test_a_loaded_module_changes_over_and_can_be_saved(bank: Path, tmp_path: Path) -> None:
+def test_a_loaded_module_switches_engines_and_can_be_saved(bank: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.pt"
     copy.write_bytes(bank.read_bytes())
     module = hybrid_rt.load(copy, backend="torchscript")
@@ -353,7 +353,7 @@ def test_a_preference_of_several_backends_is_an_order(bank: Path) -> None:
         assert hybrid_rt.engines(hybrid_rt.load(bank, backend=wanted))[0]["backend"] == first
 
 
-def test_strict_is_an_error_where_the_first_variant_can_not_run(tmp_path: Path) -> None:
+def test_strict_is_an_error_where_the_first_variant_cannot_run(tmp_path: Path) -> None:
     path = save_with_backends(tmp_path / "x.pt", ["nosuch", "torchscript"])
     assert hybrid_rt.engines(hybrid_rt.load(path))[0]["backend"] == "torchscript"
     with pytest.raises(BackendError, match=r"strict: expected its first variant, nosuch \(fp32\), to run"):

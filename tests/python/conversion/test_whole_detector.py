@@ -157,7 +157,7 @@ def converted(detector: nn.Module, path: Path, **options: Any) -> tuple[Any, Any
         (UNet, {**SIZES, "batch": (1, 4)}, (2, 3, 37, 50)),
     ],
 )
-def test_a_detector_of_tensors_alone_is_one_engine(
+def test_a_detector_of_only_tensors_is_one_engine(
     kind: type[nn.Module], shapes: Any, other: tuple[int, ...], tmp_path: Path
 ) -> None:
     detector = made(kind())
@@ -237,7 +237,7 @@ def is_whole(detector: nn.Module, example: tuple[Any, ...], tmp_path: Path, **op
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [WithNms, Counted])
-def test_a_detector_that_can_not_be_one_engine_is_not_tried_as_one(kind: type[nn.Module], tmp_path: Path) -> None:
+def test_a_detector_that_cannot_be_one_engine_is_not_tried_as_one(kind: type[nn.Module], tmp_path: Path) -> None:
     assert not is_whole(made(kind()), (small_picture(),), tmp_path)
 
 
@@ -309,9 +309,7 @@ def test_an_engine_that_refuses_the_whole_gets_the_pieces(monkeypatch: pytest.Mo
 
 
 @pytest.mark.slow
-def test_a_whole_that_finds_something_else_gives_way_to_the_pieces(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_whole_engine_with_other_boxes_is_replaced_by_pieces(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HYBRID_RT_CACHE", str(tmp_path / "cache"))
     kind = type(registry.backend("openvino"))
     compiled = kind.compile
@@ -337,9 +335,7 @@ def test_a_whole_that_finds_something_else_gives_way_to_the_pieces(
 
 
 @pytest.mark.slow
-def test_the_same_detector_is_cut_the_same_way_whatever_the_clock_says(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_cut_of_a_detector_does_not_depend_on_the_clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     draw, clock = random.Random(0), [0.0]
 
     def perf_counter() -> float:

@@ -15,7 +15,7 @@ from models import digits_detector
 pytestmark = pytest.mark.slow
 
 
-def test_it_answers_each_picture_in_order(tmp_path: Path, demo_bundle: Path, demo_images: list[Tensor]) -> None:
+def test_it_answers_each_image_in_order(tmp_path: Path, demo_bundle: Path, demo_images: list[Tensor]) -> None:
     program = build_project(TESTS.parent / "examples" / "embedding", tmp_path / "build") / "embedding"
     module = hybrid_rt.load(demo_bundle)
     pictures, expected = [], []

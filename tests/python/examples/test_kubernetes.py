@@ -96,7 +96,7 @@ def test_names_and_labels_fit_together() -> None:
     )
 
 
-def test_one_pod_at_most_is_taken_away() -> None:
+def test_at_most_one_pod_is_taken_away() -> None:
     least = SERVE["HorizontalPodAutoscaler"]["spec"]["minReplicas"]
     assert least > SERVE["PodDisruptionBudget"]["spec"]["maxUnavailable"]
 

@@ -132,7 +132,7 @@ def test_detections_through_tls_are_those_of_the_service(proxy: Proxy, demo_pict
     assert json.loads(body)["pictures"] == proxy.server.detect(picture).json()["pictures"]
 
 
-def test_a_client_that_does_not_know_the_certificate_gets_nowhere(proxy: Proxy) -> None:
+def test_a_client_without_the_certificate_is_refused(proxy: Proxy) -> None:
     raw = socket.create_connection(("127.0.0.1", proxy.port), timeout=60)
     with raw, pytest.raises(ssl.SSLCertVerificationError):
         ssl.create_default_context().wrap_socket(raw, server_hostname=NAME)
@@ -150,7 +150,7 @@ def test_the_page_is_of_the_name_that_clients_use(proxy: Proxy, demo_picture: Pa
     ("path", "length", "status"),
     [("/metrics", 0, 403), ("/v1/reload", 0, 403), ("/healthz", None, 200), ("/v1/detect", 33 << 20, 413)],
 )
-def test_what_the_proxy_keeps_for_itself(proxy: Proxy, path: str, length: int | None, status: int) -> None:
+def test_routes_that_the_proxy_hides(proxy: Proxy, path: str, length: int | None, status: int) -> None:
     """A body that is too large is refused from its headers."""
     headers = {} if length is None else {"Content-Length": str(length)}
     assert proxy.request(path, None if length is None else b"", headers)[0] == status

@@ -129,7 +129,7 @@ def test_a_killed_replica_is_replaced(seen: dict[str, Any]) -> None:
     assert kill["killed"] not in kill["after"]
 
 
-def test_boxes_of_batches_are_those_of_single_pictures(
+def test_boxes_of_batches_are_those_of_single_images(
     seen: dict[str, Any], expected: list[dict[str, torch.Tensor]]
 ) -> None:
     assert 2 <= seen["largest batch"] <= 4
@@ -147,7 +147,7 @@ def test_a_batch_that_the_bundle_does_not_take_fails_at_the_start(seen: dict[str
     assert "expected 1x3x128..416x128..416" in seen["too large a batch"]
 
 
-def test_a_handle_gives_the_picture_s_entry(seen: dict[str, Any]) -> None:
+def test_a_handle_gives_the_image_s_entry(seen: dict[str, Any]) -> None:
     entry = seen["by handle"]
     assert entry == seen["min_score"]["pictures"][0]
     assert (entry["height"], entry["width"]) == tuple(read_picture(PICTURES[0]).shape[1:])
@@ -170,7 +170,7 @@ def test_a_handle_gives_the_picture_s_entry(seen: dict[str, Any]) -> None:
         ("method", 405, "Method Not Allowed"),
     ],
 )
-def test_a_bad_request_is_told_why(seen: dict[str, Any], name: str, status: int, text: str) -> None:
+def test_a_bad_request_gets_the_reason(seen: dict[str, Any], name: str, status: int, text: str) -> None:
     code, kind, body = seen["refusals"][name]
     assert (code, kind) == (status, "application/problem+json")
     assert body["status"] == status
@@ -223,13 +223,13 @@ def ask(server: HTTPServer, replies: list[tuple[int, str, bytes]], tries: int = 
     return client.detect(url, b"picture", tries=tries, wait_s=0.01)
 
 
-def test_the_client_tries_again_what_another_replica_may_answer(server: HTTPServer) -> None:
+def test_the_client_retries_what_another_replica_may_answer(server: HTTPServer) -> None:
     lost = (500, "text/plain", b"Internal Server Error")
     assert ask(server, [(503, "text/plain", b""), lost, (0, "", b""), DONE]) == ({"pictures": []}, 4)
 
 
 @pytest.mark.parametrize("status", [400, 415, 422, 500])
-def test_the_client_does_not_repeat_what_the_application_refuses(server: HTTPServer, status: int) -> None:
+def test_the_client_does_not_retry_refusals_of_the_application(server: HTTPServer, status: int) -> None:
     refused = (status, "application/problem+json", b'{"detail": "no picture"}')
     with pytest.raises(client.Failed, match=f"^{status}: .*no picture"):
         ask(server, [refused, DONE])

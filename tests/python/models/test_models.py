@@ -27,12 +27,12 @@ def test_splits_share_no_digit_and_no_photograph():
     assert len(photographs["held_out"]) >= 5
 
 
-def test_photographs_of_the_splits_are_different_pictures():
+def test_photographs_of_the_splits_are_different_images():
     digests = {digits_data.photograph(name).tobytes() for names in digits_data.PHOTOGRAPHS.values() for name in names}
     assert len(digests) == sum(len(names) for names in digits_data.PHOTOGRAPHS.values())
 
 
-def test_same_seed_gives_the_same_pictures(samples):
+def test_same_seed_gives_the_same_images(samples):
     again = digits_data.make_split("train", 6)
     for first, second in zip(samples, again, strict=True):
         np.testing.assert_array_equal(first.image, second.image)
@@ -41,7 +41,7 @@ def test_same_seed_gives_the_same_pictures(samples):
         assert first.file_name == second.file_name
 
 
-def test_other_seed_or_split_gives_other_pictures(samples):
+def test_other_seed_or_split_gives_other_images(samples):
     for other in (digits_data.make_sample("train", 0, seed=1), digits_data.make_sample("held_out", 0)):
         assert other.image.shape != samples[0].image.shape or not np.array_equal(other.image, samples[0].image)
 
@@ -98,7 +98,7 @@ def test_write_split_writes_what_it_returns(tmp_path):
             np.testing.assert_array_equal(np.asarray(image), sample.image)
 
 
-def test_shipped_held_out_pictures_match_their_annotations():
+def test_shipped_held_out_images_match_their_annotations():
     annotations = json.loads((HELD_OUT_FOLDER / "annotations.json").read_text(encoding="utf-8"))
     assert len(annotations["images"]) == 6
     for entry in annotations["images"]:
@@ -132,7 +132,7 @@ def test_load_without_weights_fails(tmp_path):
 
 
 @pytest.mark.slow
-def test_trained_detector_finds_held_out_digits():
+def test_the_trained_detector_detects_held_out_digits():
     detector = digits_detector.load()
     result = digits_detector.evaluate(detector, digits_data.make_split("held_out", 40))
     report = json.loads(digits_detector.WEIGHTS.with_name("training.json").read_text(encoding="utf-8"))
@@ -162,12 +162,12 @@ def test_evaluate_of_perfect_detections_is_one(samples, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_evaluate_of_no_detections_is_zero(samples):
+def test_evaluate_without_detections_is_zero(samples):
     nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "scores": torch.zeros(0)}
     assert digits_detector.evaluate(lambda images: [nothing], samples) == {"mAP": 0.0, "mAP50": 0.0}
 
 
-def test_pictures_have_the_wanted_sizes():
+def test_images_have_the_wanted_sizes():
     sizes = [(64, 96), (120, 80)]
     result = torchvision_detectors.pictures(sizes)
     assert [tuple(picture.shape) for picture in result] == [(3, *size) for size in sizes]

@@ -45,7 +45,7 @@ def converted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return Converted(detector, path, pictures, expected)
 
 
-def test_python_finds_the_same_alone_and_in_a_batch_of_sizes(converted: Converted) -> None:
+def test_python_gives_the_same_alone_and_in_a_batch_of_sizes(converted: Converted) -> None:
     hybrid = hybrid_rt.load(converted.path)
     for batch, expected in zip(BATCHES, converted.expected, strict=True):
         found = hybrid([converted.pictures[i] for i in batch])
@@ -53,7 +53,7 @@ def test_python_finds_the_same_alone_and_in_a_batch_of_sizes(converted: Converte
         assert_same(expected, found)
 
 
-def test_cpp_finds_the_same_in_a_batch_of_sizes(converted: Converted, downstream: Path, tmp_path: Path) -> None:
+def test_cpp_gives_the_same_for_a_batch_of_sizes(converted: Converted, downstream: Path, tmp_path: Path) -> None:
     arguments = [picture_arguments(image, tmp_path / f"{i}.raw") for i, image in enumerate(converted.pictures)]
     words = [word for i in BATCHES[-1] for word in arguments[i]]
     found = parse(succeed(downstream / "with_hybrid_rt", converted.path, *words))

@@ -330,7 +330,7 @@ def test_roi_align_box_without_points_gives_zeros():
 
 
 @pytest.mark.parametrize("aligned", [False, True])
-def test_roi_align_boxes_outside_of_the_picture_give_zeros(aligned):
+def test_roi_align_boxes_outside_the_image_give_zeros(aligned):
     rois = torch.tensor([[0.0, 100.0, 100.0, 120.0, 120.0], [1.0, -50.0, -50.0, -20.0, -20.0], [0, 0, 9.5, 5, 30]])
     pooled = assert_same_roi_align(FEATURES, rois, sampling_ratio=2, aligned=aligned)
     assert pooled.count_nonzero() == 0
@@ -382,14 +382,14 @@ def test_roi_align_empty_output(features, rois, size):
 
 
 @pytest.mark.parametrize(("index", "same_as"), [(0.9, 0.0), (-0.0, 0.0), (1.5, 1.0)])
-def test_roi_align_picture_index_is_truncated(index, same_as):
+def test_roi_align_image_index_is_truncated(index, same_as):
     rois, whole = ROIS.clone(), ROIS.clone()
     rois[:, 0], whole[:, 0] = index, same_as
     assert torch.equal(assert_same_roi_align(FEATURES, rois), roi_align(FEATURES, whole))
 
 
 @pytest.mark.parametrize("index", [-1.0, -0.5, 2.0, 1e9, INF, -INF, NAN])
-def test_roi_align_refuses_a_picture_that_is_not_there(index):
+def test_roi_align_refuses_a_missing_image(index):
     rois = ROIS.clone()
     rois[1, 0] = index
     with refuses("hybrid_rt[operators]: roi_align: expected rois[:, 0] to index a batch of 2, got "):
@@ -433,7 +433,7 @@ def test_roi_align_refuses_what_torchvision_refuses(features, rois, size, text):
 
 
 @pytest.mark.parametrize("features", [FEATURES[:, :, :0], FEATURES[:, :, :, :0]])
-def test_roi_align_refuses_a_picture_without_pixels(features):
+def test_roi_align_refuses_an_image_without_pixels(features):
     # torchvision 0.29.2 crashes.
     with refuses("hybrid_rt[operators]: roi_align: expected input with pixels, got Float [2, 3, "):
         roi_align(features, ROIS)

@@ -278,7 +278,7 @@ def test_normalized_batch_in_threads_is_the_same_as_in_one() -> None:
 @pytest.mark.parametrize(
     "images", [[torch.rand(1, 50, 70)], [torch.rand(3, 50, 70).double()], [torch.rand(3, 50, 70)] * 0]
 )
-def test_what_normalized_batch_does_not_take_goes_torchvisions_way(images: list[Tensor]) -> None:
+def test_inputs_that_normalized_batch_refuses_take_torchvisions_path(images: list[Tensor]) -> None:
     results = []
     for module in (transform(False), with_operators(transform(False))):
         try:

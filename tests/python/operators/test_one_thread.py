@@ -72,7 +72,7 @@ def test_operators_start_no_threads_for_a_thousand_boxes() -> None:
 
 
 @pytest.mark.parametrize("values", [1_000, 4_000_000])
-def test_the_numbers_of_threads_are_those_from_before(values: int) -> None:
+def test_the_numbers_of_threads_are_restored(values: int) -> None:
     printed = printed_by(
         "def numbers():\n"
         "    lines = torch.__config__.parallel_info().splitlines()\n"

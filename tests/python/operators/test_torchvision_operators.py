@@ -117,7 +117,7 @@ def test_poolings_say_what_they_refuse(name: str, features: Tensor, rois: Tensor
 
 
 @pytest.mark.parametrize("name", ["ps_roi_pool", "ps_roi_align"])
-def test_channels_that_are_no_multiple_of_the_bins_are_refused(name: str) -> None:
+def test_channels_that_are_not_a_multiple_of_the_bins_are_refused(name: str) -> None:
     with pytest.raises(RuntimeError, match="expected channels that are a multiple of 2 x 3 bins"):
         pooled(OURS, name, torch.ones(1, 4, 5, 5), torch.zeros(1, 5), 1.0, 2, 3, 2)
 

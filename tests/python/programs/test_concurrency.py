@@ -95,7 +95,7 @@ def test_the_description_says_how_many(bundle: tuple[Path, SmallDetector]) -> No
     assert engine["description"].endswith(", 1 threads for each of 2 calls")
 
 
-def test_a_call_with_one_thread_runs_in_the_thread_that_makes_it(tmp_path: Path) -> None:
+def test_a_call_with_one_thread_runs_in_the_calling_thread(tmp_path: Path) -> None:
     pictures = small_picture(512, 512)
     # Do not verify, because rounding changes the order of so many boxes with such similar scores.
     path = saved(Work, tmp_path / "work.pt", pictures, verify=False)
@@ -116,13 +116,13 @@ def test_a_call_with_one_thread_runs_in_the_thread_that_makes_it(tmp_path: Path)
     assert of_thread > 0.9 * of_process
 
 
-def test_numbers_that_can_not_be_are_refused(bundle: tuple[Path, SmallDetector]) -> None:
+def test_impossible_numbers_are_refused(bundle: tuple[Path, SmallDetector]) -> None:
     path, _ = bundle
     with pytest.raises(OptionError, match="threads, concurrency: expected 0 or more, and 1 or more, got 1 and 0"):
         hybrid_rt.load(path, threads=1, concurrency=0)
 
 
-def test_what_fails_in_one_of_the_warm_up_calls_is_said(bundle: tuple[Path, SmallDetector]) -> None:
+def test_failures_in_a_warm_up_call_are_reported(bundle: tuple[Path, SmallDetector]) -> None:
     path, _ = bundle
     with pytest.raises(OptionError, match=r"warm_up at 5x7: expected the detector to run, got "):
         hybrid_rt.load(path, threads=1, concurrency=2, warm_up=[(5, 7)])

@@ -143,7 +143,7 @@ def test_json_has_no_name_where_there_is_none(program, demo_bundle, demo_picture
         assert item.get("class_name") == name
 
 
-def test_class_names_that_are_no_names_fail(program, demo_bundle, demo_picture, tmp_path):
+def test_invalid_class_names_fail(program, demo_bundle, demo_picture, tmp_path):
     bundle = rewrite_manifest(demo_bundle, tmp_path / "x.pt", lambda manifest: manifest.update(class_names=[1]))
     message = error_of(run(program, bundle, demo_picture), BUNDLE_UNLOADABLE)
     assert "x.pt, manifest, class_names: expected a list of strings, got " in message
@@ -175,7 +175,9 @@ def test_threads_leave_the_detections_alone(program, demo_bundle, demo_picture):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_gpu_finds_what_the_cpu_finds(program, demo_detector, demo_image, demo_picture, tmp_path, monkeypatch):
+def test_the_gpu_and_the_cpu_give_the_same_boxes(
+    program, demo_detector, demo_image, demo_picture, tmp_path, monkeypatch
+):
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
     bundle = tmp_path / "digits.pt"  # not demo_bundle, because machines with a GPU may lack OpenVINO
     hybrid_rt.convert(demo_detector, ([demo_image],), bundle, segments="backbone", engine="torchscript", measure=False)
@@ -184,7 +186,7 @@ def test_a_gpu_finds_what_the_cpu_finds(program, demo_detector, demo_image, demo
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_a_gpu_that_is_not_there_fails(program, demo_bundle, demo_picture):
+def test_a_missing_gpu_fails(program, demo_bundle, demo_picture):
     message = error_of(run(program, demo_bundle, demo_picture, "--device", "cuda"), BUNDLE_UNLOADABLE)
     assert "device cuda: expected a CUDA device, got none: " in message
 
@@ -201,7 +203,7 @@ def test_min_score_leaves_out_the_rest(program, demo_bundle, demo_picture):
     assert [item["score"] for item in kept] == pytest.approx([item["score"] for item in expected], abs=1e-3)
 
 
-def test_backend_is_the_one_that_was_asked_for(program, demo_bundle, demo_picture):
+def test_the_backend_is_the_requested_one(program, demo_bundle, demo_picture):
     result = run_json(program, demo_bundle, demo_picture, "--backend", "torchscript")
     assert set(result["engines"].values()) == {"torchscript"}
 
@@ -255,7 +257,7 @@ def test_boxes_have_the_colours_of_their_classes(program, demo_bundle, demo_pict
         assert annotated.convert("RGB").getpixel((x1, y2 - 1)) == class_colour(best["label"])
 
 
-def test_output_is_the_picture_with_its_boxes(program, demo_bundle, demo_picture, tmp_path):
+def test_output_is_the_image_with_its_boxes(program, demo_bundle, demo_picture, tmp_path):
     output = tmp_path / "annotated.png"
     run_json(program, demo_bundle, demo_picture, "--output", output)
     with Image.open(output) as annotated, Image.open(demo_picture) as original:
@@ -301,19 +303,19 @@ def test_missing_label_file_fails(program, demo_bundle, demo_picture, tmp_path):
     assert "no.txt: expected a text file with one class name per line" in message
 
 
-def test_missing_picture_fails(program, demo_bundle, tmp_path):
+def test_missing_image_fails(program, demo_bundle, tmp_path):
     message = error_of(run(program, demo_bundle, tmp_path / "no.png"), PICTURE_UNREADABLE)
     assert "no.png: expected a readable file, got No such file or directory" in message
 
 
-def test_truncated_picture_fails(program, demo_bundle, demo_picture, tmp_path):
+def test_truncated_image_fails(program, demo_bundle, demo_picture, tmp_path):
     whole = Path(demo_picture).read_bytes()
     (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
     message = error_of(run(program, demo_bundle, tmp_path / "half.png"), PICTURE_UNREADABLE)
     assert "half.png: expected a complete and undamaged PNG" in message
 
 
-def test_file_that_is_no_picture_fails(program, demo_bundle):
+def test_a_file_that_is_not_an_image_fails(program, demo_bundle):
     message = error_of(run(program, demo_bundle, demo_bundle), PICTURE_UNREADABLE)
     assert "expected a JPEG or PNG, got a file that starts with 50 4B 03 04" in message
 
@@ -330,13 +332,13 @@ def test_truncated_bundle_fails(program, demo_bundle, demo_picture, tmp_path):
     assert "half.pt" in message
 
 
-def test_unknown_backend_fails_and_names_the_installed_ones(program, demo_bundle, demo_picture):
+def test_an_unknown_backend_fails_and_the_installed_ones_are_named(program, demo_bundle, demo_picture):
     message = error_of(run(program, demo_bundle, demo_picture, "--backend", "nosuch"), BUNDLE_UNLOADABLE)
     assert "nosuch" in message
     assert "torchscript" in message
 
 
-def test_bundle_that_takes_no_pictures_fails_and_shows_what_it_takes(program, tensor_bundle, demo_picture):
+def test_a_bundle_without_image_inputs_fails_and_shows_its_inputs(program, tensor_bundle, demo_picture):
     message = error_of(run(program, tensor_bundle, demo_picture), RUN_FAILED)
     assert "forward's arguments: expected one List[Tensor] of images, got (batch: Tensor)" in message
 

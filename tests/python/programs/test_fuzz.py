@@ -109,7 +109,7 @@ def test_a_signature_that_lets_in_another_bundle_is_found(tmp_path: Path) -> Non
         ),
     ],
 )
-def test_wrong_usage_is_told(arguments: list[str], message: str, tmp_path: Path) -> None:
+def test_wrong_usage_is_reported(arguments: list[str], message: str, tmp_path: Path) -> None:
     done = fuzz(ROOT, *arguments, corpus=tmp_path)
     assert done.returncode == 2
     assert message in done.stderr

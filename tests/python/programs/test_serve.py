@@ -112,7 +112,9 @@ def png(pixels: np.ndarray) -> bytes:
 # Responses
 
 
-def test_it_finds_what_python_finds(server: Server, demo_bundle: Path, demo_picture: Path, demo_image: Tensor) -> None:
+def test_it_gives_the_boxes_of_python(
+    server: Server, demo_bundle: Path, demo_picture: Path, demo_image: Tensor
+) -> None:
     (expected,) = hybrid_rt.load(demo_bundle)([demo_image])
     answer = server.detect(demo_picture)
     picture = only_picture(answer)
@@ -125,7 +127,7 @@ def test_it_finds_what_python_finds(server: Server, demo_bundle: Path, demo_pict
     assert document["timing_ms"]["total"] >= document["timing_ms"]["run"] > 0
 
 
-def test_a_form_of_several_pictures_is_answered_in_order(server: Server, demo_bundle: Path, demo_picture: Path) -> None:
+def test_a_form_of_several_images_is_answered_in_order(server: Server, demo_bundle: Path, demo_picture: Path) -> None:
     small = png(np.zeros((64, 96, 3), np.uint8))
     body, content_type = form(demo_picture.read_bytes(), small)
     answer = server.detect(body, content_type=content_type)
@@ -136,7 +138,7 @@ def test_a_form_of_several_pictures_is_answered_in_order(server: Server, demo_bu
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
-def test_tensors_are_pictures_too(server: Server, demo_picture: Path, dtype: str) -> None:
+def test_tensors_are_images_too(server: Server, demo_picture: Path, dtype: str) -> None:
     pixels = np.asarray(Image.open(demo_picture).convert("RGB"))
     if dtype == "float32":
         pixels = np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype(np.float32) / np.float32(255)
@@ -145,7 +147,7 @@ def test_tensors_are_pictures_too(server: Server, demo_picture: Path, dtype: str
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -1.0, 3e38])
-def test_values_that_are_no_pixels_are_refused(server: Server, value: float) -> None:
+def test_values_that_are_not_pixels_are_refused(server: Server, value: float) -> None:
     """A bundle would return boxes for them without an error."""
     pixels = np.full((3, 96, 96), 0.5, np.float32)
     pixels[2, 95, 95] = value
@@ -167,7 +169,7 @@ def test_a_boundary_of_one_character_is_refused_with_its_name(
         assert answer.status == 200, answer.body
 
 
-def test_a_jpeg_is_decoded_as_pillow_does(server: Server, demo_bundle: Path, demo_picture: Path) -> None:
+def test_a_jpeg_has_pillows_pixels(server: Server, demo_bundle: Path, demo_picture: Path) -> None:
     stream = io.BytesIO()
     Image.open(demo_picture).convert("RGB").save(stream, format="JPEG", quality=90)
     pixels = torch.tensor(np.asarray(Image.open(io.BytesIO(stream.getvalue()))))
@@ -182,7 +184,7 @@ def test_min_score_leaves_out_what_scores_less(server: Server, demo_picture: Pat
     assert 0 < len(confident) < len(everything)
 
 
-def test_an_annotated_picture_has_boxes_drawn_in(server: Server, demo_picture: Path) -> None:
+def test_an_annotated_image_shows_the_boxes(server: Server, demo_picture: Path) -> None:
     answer = server.detect(demo_picture, "?annotated=true&min_score=0.5")
     assert (answer.status, answer.headers["content-type"]) == (200, "image/png")
     drawn = np.asarray(Image.open(io.BytesIO(answer.body)).convert("RGB")).astype(int)
@@ -202,9 +204,7 @@ def turned_by_camera(picture: Path, orientation: int) -> bytes:
 
 
 @pytest.mark.parametrize("orientation", [3, 6])
-def test_exif_orientation_is_applied_where_it_is_asked_for(
-    server: Server, demo_picture: Path, orientation: int
-) -> None:
+def test_exif_orientation_is_applied_on_request(server: Server, demo_picture: Path, orientation: int) -> None:
     body = turned_by_camera(demo_picture, orientation)
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(body)))
     as_stored = only_picture(server.detect(body))
@@ -287,7 +287,7 @@ def test_a_request_id_goes_through_answer_and_log(server: Server, demo_picture: 
     assert other.headers["x-request-id"] != "not in one word"
 
 
-def test_what_is_served_can_be_asked_for(server: Server) -> None:
+def test_served_models_are_listed(server: Server) -> None:
     assert server.request("/healthz").body == b"ok\n"
     assert server.request("/readyz").body == b"ready\n"
     (model,) = server.request("/v1/models").json()["models"]
@@ -332,7 +332,7 @@ def test_metrics_count_what_was_answered(server: Server, demo_picture: Path) -> 
         ("/", "DELETE", 405),
     ],
 )
-def test_paths_and_methods_that_are_none(server: Server, path: str, method: str, status: int) -> None:
+def test_unknown_paths_and_methods(server: Server, path: str, method: str, status: int) -> None:
     answer = server.request(path, method=method)
     problem(answer, status)
     assert status != 405 or answer.headers["allow"] in ("POST", "GET, HEAD")
@@ -361,7 +361,7 @@ def test_types_as_clients_send_them(server: Server, demo_picture: Path, content_
     assert server.detect(demo_picture.read_bytes(), content_type=content_type).status == 200
 
 
-def test_bodies_that_are_no_pictures(server: Server, demo_picture: Path) -> None:
+def test_bodies_that_are_not_images(server: Server, demo_picture: Path) -> None:
     whole = demo_picture.read_bytes()
     assert "expected an image, got no bytes" in problem(server.detect(b""), 400)
     assert "expected a JPEG or PNG" in problem(server.detect(b"GIF89a"), 422)
@@ -379,7 +379,7 @@ def test_bodies_that_are_no_pictures(server: Server, demo_picture: Path) -> None
     assert server.detect(demo_picture).status == 200
 
 
-def test_a_picture_that_would_fill_the_memory_is_refused_by_its_header(server: Server) -> None:
+def test_an_image_that_would_fill_the_memory_is_refused_by_its_header(server: Server) -> None:
     bomb = png(np.zeros((9000, 9000), np.uint8))
     assert len(bomb) < 1_000_000
     assert "expected at most 16384 pixels per side and 25 megapixels, got 9000x9000" in problem(
@@ -387,7 +387,7 @@ def test_a_picture_that_would_fill_the_memory_is_refused_by_its_header(server: S
     )
 
 
-def test_a_picture_too_thin_for_any_detector_is_refused(server: Server) -> None:
+def test_an_image_too_thin_for_any_detector_is_refused(server: Server) -> None:
     assert "sides of at most 100 to 1, got 2000x1" in problem(server.detect(png(np.zeros((1, 2000, 3), np.uint8))), 422)
 
 
@@ -397,7 +397,7 @@ def test_a_page_of_another_site_can_do_nothing(server: Server, demo_picture: Pat
     assert server.detect(demo_picture, Sec_Fetch_Site="same-origin").status == 200
 
 
-def test_a_client_that_asks_first_sends_nothing_in_vain(server: Server) -> None:
+def test_a_client_that_expects_100_continue_sends_no_useless_body(server: Server) -> None:
     with socket.create_connection((server.address, server.port), timeout=30) as connection:
         connection.sendall(
             b"POST /v1/detect HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nContent-Length: 100\r\n"
@@ -416,7 +416,7 @@ def test_limits_of_bodies_and_of_their_number(demo_bundle: Path, demo_picture: P
         assert small.detect(demo_picture).status == 200
 
 
-def test_without_the_token_nothing_is_told(demo_bundle: Path, demo_picture: Path, tmp_path: Path) -> None:
+def test_without_the_token_nothing_is_disclosed(demo_bundle: Path, demo_picture: Path, tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("s3cret\n")
     with serving(demo_bundle, warm_up=SMALL, token_file=token) as guarded:
@@ -472,7 +472,7 @@ def all_at_once(count: int, call: Any) -> list[Answer]:
     return answers
 
 
-def test_a_full_queue_says_come_again(demo_bundle: Path, demo_picture: Path) -> None:
+def test_a_full_queue_has_a_retry_after(demo_bundle: Path, demo_picture: Path) -> None:
     with serving(demo_bundle, workers=1, queue=2, warm_up=SMALL) as busy:
         answers = all_at_once(12, lambda: busy.detect(demo_picture))
         refused = [answer for answer in answers if answer.status != 200]
@@ -483,7 +483,7 @@ def test_a_full_queue_says_come_again(demo_bundle: Path, demo_picture: Path) -> 
         assert busy.detect(demo_picture).status == 200
 
 
-def test_a_request_whose_deadline_can_not_be_met_is_not_computed(demo_bundle: Path, demo_picture: Path) -> None:
+def test_a_request_whose_deadline_cannot_be_met_is_not_computed(demo_bundle: Path, demo_picture: Path) -> None:
     with serving(demo_bundle, workers=1, warm_up=SMALL) as busy:
         busy.detect(demo_picture)
         before = metrics(busy)
@@ -500,7 +500,7 @@ def test_a_request_whose_deadline_can_not_be_met_is_not_computed(demo_bundle: Pa
         assert after[run] - before[run] == len(by_status[200])
 
 
-def test_what_was_taken_is_answered_before_it_stops(demo_bundle: Path, demo_picture: Path) -> None:
+def test_accepted_requests_are_answered_before_shutdown(demo_bundle: Path, demo_picture: Path) -> None:
     with serving(demo_bundle, workers=1, warm_up=SMALL) as stopping:
         answers: list[Answer] = []
         threads = [threading.Thread(target=lambda: answers.append(stopping.detect(demo_picture))) for _ in range(5)]
@@ -516,7 +516,7 @@ def test_what_was_taken_is_answered_before_it_stops(demo_bundle: Path, demo_pict
     assert stopping.log[-1]["event"] == "stopped"
 
 
-def test_a_batch_answers_as_single_pictures_do(demo_bundle: Path, demo_picture: Path) -> None:
+def test_a_batch_is_answered_like_single_images(demo_bundle: Path, demo_picture: Path) -> None:
     with serving(demo_bundle, workers=1, max_batch=4, max_delay_ms=200, warm_up=SMALL) as batching:
         body, content_type = form(*[demo_picture.read_bytes()] * 4)
         pictures = batching.detect(body, content_type=content_type).json()["pictures"]
@@ -554,7 +554,7 @@ def test_a_reload_loses_no_request(demo_bundle: Path, demo_picture: Path) -> Non
         assert metrics(reloading)['hybrid_rt_reloads_total{result="success"}'] == 2
 
 
-def test_a_folder_of_bundles_is_looked_at_again(demo_bundle: Path, demo_picture: Path, tmp_path: Path) -> None:
+def test_a_directory_of_bundles_is_read_again(demo_bundle: Path, demo_picture: Path, tmp_path: Path) -> None:
     models = tmp_path / "models"
     models.mkdir()
     shutil.copy(demo_bundle, models / "one.pt")
@@ -608,7 +608,7 @@ def test_before_it_has_loaded_it_lives_and_is_not_ready(demo_bundle: Path) -> No
         (("/no/such/file.pt", "--port", "0"), 4, "expected a file"),
     ],
 )
-def test_what_can_not_be_started(arguments: tuple[str, ...], code: int, part: str) -> None:
+def test_servers_that_cannot_start(arguments: tuple[str, ...], code: int, part: str) -> None:
     done = start(*arguments)
     assert done.returncode == code, done.stderr
     line = done.stderr.splitlines()[-1]

@@ -67,7 +67,7 @@ def is_closed(connection: socket.socket, seconds: float) -> bool:
         return False
 
 
-def test_half_open_heads_keep_nobody_out(server: Server) -> None:
+def test_half_open_headers_block_nobody(server: Server) -> None:
     with ExitStack() as held:
         slow = [held.enter_context(half_a_head(server)) for _ in range(120)]
         for _ in range(10):
@@ -76,7 +76,7 @@ def test_half_open_heads_keep_nobody_out(server: Server) -> None:
 
 
 @pytest.mark.slow
-def test_a_head_that_comes_byte_by_byte_is_given_ten_seconds(server: Server) -> None:
+def test_a_header_sent_byte_by_byte_gets_ten_seconds(server: Server) -> None:
     with half_a_head(server) as connection:
         end = time.monotonic() + 20
         try:
@@ -88,7 +88,7 @@ def test_a_head_that_comes_byte_by_byte_is_given_ten_seconds(server: Server) -> 
 
 
 @pytest.mark.slow
-def test_a_kept_connection_may_rest_longer_than_a_first_head(server: Server) -> None:
+def test_a_kept_connection_may_idle_longer_than_a_first_header(server: Server) -> None:
     with connect(server) as connection:
         for _ in range(2):
             connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -96,7 +96,7 @@ def test_a_kept_connection_may_rest_longer_than_a_first_head(server: Server) -> 
             time.sleep(12)
 
 
-def test_clients_that_leave_in_the_middle_of_a_body_hold_no_place(server: Server) -> None:
+def test_clients_that_leave_during_a_body_hold_no_slot(server: Server) -> None:
     for _ in range(120):
         with connect(server) as connection:
             connection.sendall(
@@ -127,7 +127,7 @@ def test_a_request_of_two_lengths_is_refused_and_nothing_after_it_is_read(server
 
 
 @pytest.mark.parametrize("request_sent", ODD_HEADS)
-def test_heads_that_readers_take_otherwise_end_their_connection(server: Server, request_sent: bytes) -> None:
+def test_ambiguous_headers_end_their_connection(server: Server, request_sent: bytes) -> None:
     """These are refused by RFC 9112, 2.2, 3.2, 5.1, 6.1 and 6.3, and bytes that follow are not read as a request."""
     received = answers(server, request_sent)
     assert received.startswith(b"HTTP/1.1 400"), received[:100]
@@ -136,7 +136,7 @@ def test_heads_that_readers_take_otherwise_end_their_connection(server: Server, 
     assert b"Connection: close" in received
 
 
-def test_what_rfc_9112_lets_a_server_take_is_taken(server: Server) -> None:
+def test_leniency_that_rfc_9112_permits_is_kept(server: Server) -> None:
     """Lines may end in LF only (2.2), and a folded header is one value with a space in it (5.2)."""
     for request in (HEALTH.replace(b"\r", b"") + b"Host: x\n\n", HEALTH + b"Host: x\r\nA: b\r\n c\r\n\r\n"):
         received = answers(server, request + HIDDEN)
@@ -147,7 +147,7 @@ def test_what_rfc_9112_lets_a_server_take_is_taken(server: Server) -> None:
     assert b"200 OK" not in received
 
 
-def test_nothing_is_read_behind_a_body_in_chunks(server: Server) -> None:
+def test_nothing_is_read_after_a_chunked_body(server: Server) -> None:
     """Readers differ in where a chunk ends, so that the response closes the connection."""
     for body in (b"3\r\nabc\r\n0\r\n\r\n", b"3\nabc\n0\n\n", b'3;a="\n"\r\nabc\r\n0\r\n\r\n'):
         received = answers(server, DETECT + b"Transfer-Encoding: chunked\r\n\r\n" + body + HIDDEN)
@@ -169,7 +169,7 @@ def test_a_query_of_too_many_arguments_is_answered(server: Server, argument: byt
 
 
 @pytest.mark.parametrize(("workers", "is_over"), [(1, True), (3, False)])
-def test_a_worker_that_is_stuck_is_given_up(demo_bundle: Path, demo_picture: Path, workers: int, is_over: bool) -> None:
+def test_a_stuck_worker_is_abandoned(demo_bundle: Path, demo_picture: Path, workers: int, is_over: bool) -> None:
     """Each image takes longer than the limit in this test. The process ends once every worker is stuck."""
     code = 6 if is_over else 0
     with serving(demo_bundle, exit_code=code, workers=workers, threads=1, stuck_seconds=0.001) as running:
@@ -191,7 +191,7 @@ def cpu_seconds(server: Server) -> float:
     return work_of(Path(f"/proc/{server.process.pid}/stat"))[0]
 
 
-def test_texts_of_a_picture_are_not_unpacked(server: Server) -> None:
+def test_texts_of_an_image_are_not_unpacked(server: Server) -> None:
     """Two gigabytes of texts once stopped the service for ten seconds."""
     before = cpu_seconds(server)
     answer = server.detect(png_with_texts(300))
@@ -208,7 +208,7 @@ def test_image_data_behind_the_last_row_is_not_unpacked(server: Server) -> None:
     assert cpu_seconds(server) - before < 2
 
 
-def test_scans_of_a_picture_are_counted(server: Server) -> None:
+def test_scans_of_an_image_are_counted(server: Server) -> None:
     """Each scan takes as long as the whole image; 498 of them once took a worker four seconds."""
     for scans, status in ((40, 200), (800, 422), (5000, 422)):
         answer = server.detect(progressive_jpeg(1100, scans))
@@ -216,7 +216,7 @@ def test_scans_of_a_picture_are_counted(server: Server) -> None:
     assert "more than 500 scans" in answer.json()["detail"]
 
 
-def test_no_worker_is_given_up_in_its_time(demo_bundle: Path, demo_picture: Path) -> None:
+def test_no_worker_is_abandoned_within_its_limit(demo_bundle: Path, demo_picture: Path) -> None:
     for seconds in (0, 60):
         with serving(demo_bundle, stuck_seconds=seconds) as running:
             assert [running.detect(demo_picture).status for _ in range(3)] == [200] * 3
@@ -241,7 +241,7 @@ def test_no_worker_is_given_up_in_its_time(demo_bundle: Path, demo_picture: Path
         ({"Sec-Fetch-Site": "cross-site", "Host": "127.0.0.1"}, 403),
     ],
 )
-def test_a_browser_reloads_for_the_services_own_page_alone(
+def test_only_the_services_own_page_may_reload_from_a_browser(
     server: Server, headers: dict[str, str], status: int
 ) -> None:
     """A host name that an attacker resolves to this server has the same origin as the attacker's page."""
@@ -252,7 +252,7 @@ def test_a_browser_reloads_for_the_services_own_page_alone(
     assert answer.status == status
 
 
-def test_a_name_that_is_no_utf8_is_written_as_json(demo_bundle: Path, tmp_path: Path) -> None:
+def test_a_name_that_is_not_utf8_is_written_as_json(demo_bundle: Path, tmp_path: Path) -> None:
     """The responses of /v1/models and /v1/reload were once never sent."""
     shutil.copy(demo_bundle, tmp_path / "menu\udce9.pt")
     with serving(tmp_path / "menu\udce9.pt", warm_up="96x96") as served:

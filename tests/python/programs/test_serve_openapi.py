@@ -124,7 +124,7 @@ def test_the_server_does_what_the_document_says(demo_bundle: Path, tmp_path: Pat
     assert f"Tested: {len(load()['paths'])}" in done.stdout
 
 
-def test_with_a_token_nothing_of_it_can_be_had_without(demo_bundle: Path, tmp_path: Path) -> None:
+def test_every_route_needs_the_token_if_one_is_set(demo_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "token").write_text(f"{TOKEN}\n")
     document = closed(load())
     assert document["security"] == [{}, {"bearer": []}]
@@ -135,7 +135,7 @@ def test_with_a_token_nothing_of_it_can_be_had_without(demo_bundle: Path, tmp_pa
 
 
 @pytest.mark.parametrize("lie", ["status", "field", "header", "type"])
-def test_a_document_that_is_not_true_is_found(lie: str, demo_bundle: Path, tmp_path: Path) -> None:
+def test_an_untrue_document_is_reported(lie: str, demo_bundle: Path, tmp_path: Path) -> None:
     document = closed(load())
     detect = document["paths"]["/v1/detect"]["post"]
     models = document["paths"]["/v1/models"]["get"]["responses"]["200"]

@@ -91,7 +91,7 @@ def area(box: list[float]) -> float:
     return (box[2] - box[0]) * (box[3] - box[1])
 
 
-def test_the_boxes_of_the_answer_are_on_the_picture(
+def test_the_boxes_of_the_answer_are_on_the_image(
     browser: Browser, server: Server, demo_picture: Path, tmp_path: Path
 ) -> None:
     (picture,) = server.detect(demo_picture).json()["pictures"]
@@ -136,9 +136,7 @@ def test_colours_are_those_of_the_other_programs(browser: Browser, server: Serve
     assert inks == ["#{:02x}{:02x}{:02x}".format(*text_colour(tuple(colour))) for colour in colours]
 
 
-def test_long_names_are_cut_and_labels_stay_on_the_picture(
-    browser: Browser, server: Server, demo_picture: Path
-) -> None:
+def test_long_names_are_cut_and_labels_stay_on_the_image(browser: Browser, server: Server, demo_picture: Path) -> None:
     with Image.open(demo_picture) as picture:
         width, height = picture.size
     boxes = [[-50.0, -50.0, width + 50.0, height + 50.0], [width - 5.0, height - 5.0, width + 0.0, height + 0.0]]
@@ -208,7 +206,7 @@ def test_the_page_has_light_and_dark(browser: Browser, server: Server) -> None:
     assert light != dark
 
 
-def test_nothing_is_asked_of_others_and_nothing_could(browser: Browser, server: Server, demo_picture: Path) -> None:
+def test_the_page_requests_nothing_from_other_hosts(browser: Browser, server: Server, demo_picture: Path) -> None:
     opened = Opened(browser, server)
     opened.choose(demo_picture)
     asked = [url for url in opened.requests if not url.startswith(("data:", f"blob:{server.url}"))]
@@ -242,7 +240,7 @@ def test_a_broken_file_gets_the_servers_reason(
     assert [error for error in opened.errors if not error.startswith(EXPECTED)] == []
 
 
-def test_the_keyboard_alone_will_do(browser: Browser, server: Server, demo_picture: Path) -> None:
+def test_the_keyboard_suffices(browser: Browser, server: Server, demo_picture: Path) -> None:
     opened = Opened(browser, server)
     page = opened.page
     page.keyboard.press("Tab")
@@ -261,7 +259,7 @@ def test_the_keyboard_alone_will_do(browser: Browser, server: Server, demo_pictu
     assert page.locator("#rows tr.chosen").count() == 1
 
 
-def test_a_picture_can_be_dropped(browser: Browser, server: Server, demo_picture: Path) -> None:
+def test_an_image_can_be_dropped(browser: Browser, server: Server, demo_picture: Path) -> None:
     opened = Opened(browser, server)
     page = opened.page
     data = page.evaluate_handle(
@@ -281,7 +279,7 @@ def test_a_picture_can_be_dropped(browser: Browser, server: Server, demo_picture
     assert opened.errors == []
 
 
-def test_a_turned_photograph_is_shown_as_the_server_reads_it(
+def test_a_rotated_photograph_is_shown_as_the_server_reads_it(
     browser: Browser, server: Server, demo_picture: Path, tmp_path: Path
 ) -> None:
     turned = tmp_path / "turned.jpg"
@@ -299,9 +297,7 @@ def test_a_turned_photograph_is_shown_as_the_server_reads_it(
     assert np.abs(np.asarray(shot, dtype=float) - np.asarray(as_it_lies, dtype=float)).mean() < 20
 
 
-def test_a_token_is_asked_for_when_it_is_needed(
-    browser: Browser, demo_bundle: Path, demo_picture: Path, tmp_path: Path
-) -> None:
+def test_a_missing_token_is_requested(browser: Browser, demo_bundle: Path, demo_picture: Path, tmp_path: Path) -> None:
     (tmp_path / "token").write_text(f"{TOKEN}\n")
     with serving(demo_bundle, token_file=tmp_path / "token") as server:
         opened = Opened(browser, server)
@@ -337,7 +333,7 @@ def test_one_of_several_models_is_chosen(
         assert opened.errors == []
 
 
-def test_the_answer_and_the_picture_can_be_saved(
+def test_the_answer_and_the_image_can_be_saved(
     browser: Browser, server: Server, demo_picture: Path, tmp_path: Path
 ) -> None:
     opened = Opened(browser, server)

@@ -120,7 +120,7 @@ def test_a_failing_case_is_a_row_with_its_last_line(tools: SimpleNamespace, tmp_
     assert "Traceback" in outcome.data["log"]
 
 
-def test_a_refusal_is_told_from_a_failure(tools: SimpleNamespace, tmp_path: Path) -> None:
+def test_a_refusal_is_distinguished_from_a_failure(tools: SimpleNamespace, tmp_path: Path) -> None:
     program = "writer.data(failure='OptionError: 9.0 is not in the list'); print('[TRT] bye'); sys.exit(3)"
     outcome = fake(tools, tmp_path, program)
     assert [(row.result, row.figure) for row in outcome.rows] == [("refused", "OptionError: 9.0 is not in the list")]
@@ -149,7 +149,7 @@ def test_a_hanging_case_is_a_row_and_its_children_end(tools: SimpleNamespace, tm
     assert not (tmp_path / "alive").exists()
 
 
-def test_a_case_is_not_begun_when_the_time_is_spent(tools: SimpleNamespace, tmp_path: Path) -> None:
+def test_no_case_starts_after_the_time_limit(tools: SimpleNamespace, tmp_path: Path) -> None:
     outcome = fake(tools, tmp_path, "raise SystemExit(1)", left=3.0)
     assert outcome.rows == [
         tools.report.Row("a fake case", "not run", "the time was spent; --minutes gives more", "tensorrt")
@@ -292,7 +292,7 @@ def test_a_run_replaces_its_own_devices_section_only(tools: SimpleNamespace) -> 
     assert with_report(second, again) == second
 
 
-def test_states_do_not_say_more_than_was_seen(tools: SimpleNamespace) -> None:
+def test_states_claim_no_more_than_was_seen(tools: SimpleNamespace) -> None:
     section = tools.report.section(
         results(
             "NVIDIA One",
@@ -559,7 +559,7 @@ def test_the_bare_engine_says_what_does_not_fit(
     assert text in str(caught.value)
 
 
-def test_the_vendors_module_has_what_the_bare_engine_asks_for() -> None:
+def test_the_vendors_module_has_all_names_that_the_bare_engine_uses() -> None:
     module = pytest.importorskip("tensorrt_rtx_bindings")
     fakes = {name for name in vars(FakeVendor) if not name.startswith("_")} - {"Logger", "Runtime"}
     classes = (module.Runtime, module.ICudaEngine, module.IExecutionContext)

@@ -38,7 +38,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(trial: kill_test.Trial
     assert found == Counter(old=3)
 
 
-def test_what_is_lost_is_seen(trial: kill_test.Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_requests_are_reported(trial: kill_test.Trial, monkeypatch: pytest.MonkeyPatch) -> None:
     """Checks that a writer with an incomplete file at any moment is found."""
     for content in (b"", trial.bundle[: len(trial.bundle) // 2]):
         trial.path.write_bytes(content)

@@ -61,7 +61,7 @@ def test_latency_counts_from_when_a_request_was_due() -> None:
     assert max(sample.delay for sample in load.samples) > 0.19
 
 
-def test_a_closed_loop_keeps_so_many_under_way() -> None:
+def test_a_closed_loop_keeps_a_fixed_number_in_flight() -> None:
     seen: Counter[int] = Counter()
     under_way = 0
 
@@ -178,7 +178,7 @@ def test_the_files_are_whole(folder: Path, results: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.service
-def test_hostile_clients_keep_nobody_out(tmp_path: Path, demo_bundle: Path) -> None:
+def test_hostile_clients_block_nobody(tmp_path: Path, demo_bundle: Path) -> None:
     done = run(
         *("--hostile", "--model", demo_bundle, "--size", 96, 128, "--connections", 40, "--slow-clients", 20),
         *("--hold-seconds", 1, "--requests", 16, "--output", tmp_path),
@@ -206,7 +206,7 @@ def test_hostile_clients_keep_nobody_out(tmp_path: Path, demo_bundle: Path) -> N
         (["--model", "missing.pt"], "hybrid_rt[load_test]: hybrid-rt-serve: expected to serve, got exit code 4."),
     ],
 )
-def test_what_can_not_be_is_told(arguments: list[str], message: str, tmp_path: Path) -> None:
+def test_impossible_values_are_reported(arguments: list[str], message: str, tmp_path: Path) -> None:
     done = run(*arguments, "--output", tmp_path)
     assert done.returncode == 1
     assert message in done.stderr

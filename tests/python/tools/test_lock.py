@@ -27,7 +27,7 @@ def test_every_requirement_is_locked_to_a_version_that_it_accepts() -> None:
         )
 
 
-def test_nothing_is_locked_that_the_environment_no_longer_asks_for() -> None:
+def test_unneeded_packages_are_not_locked() -> None:
     """An environment newer than the file has other versions, but the names that they require rarely change."""
     locked, here = lock.read(lock.LOCK), lock.installed(read_pyproject(ROOT))
     same = {name for name in here if locked.get(name) == here[name]}
@@ -44,7 +44,7 @@ def test_the_file_is_what_the_tool_writes(tmp_path: Path) -> None:
     assert path.read_text().splitlines()[2:] == lock.LOCK.read_text().splitlines()[2:]
 
 
-def test_differences_are_told_in_both_directions() -> None:
+def test_differences_are_reported_in_both_directions() -> None:
     lines = lock.differences({"a": "1", "b": "1", "c": "1"}, {"a": "1", "b": "2", "d": "1"})
     assert lines == [
         "b: 1 in constraints.txt, 2 here",
@@ -53,7 +53,7 @@ def test_differences_are_told_in_both_directions() -> None:
     ]
 
 
-def test_what_asks_for_it_decides_what_is_locked() -> None:
+def test_locked_packages_follow_from_the_extras() -> None:
     """A manually installed package is left out; one that another package requires is not."""
     found = lock.installed({"build-system": {"requires": ["jinja2"]}, "project": {
         "name": "x", "dependencies": [], "optional-dependencies": {"all": [], "ray": []}},

@@ -104,13 +104,13 @@ def test_a_case_that_failed_has_no_row() -> None:
 
 
 @pytest.mark.parametrize("page", ["no marks", f"{readme.END}{readme.BEGIN}", f"{readme.BEGIN}\n{readme.BEGIN}"])
-def test_a_page_without_the_marks_is_left_alone(page: str) -> None:
+def test_a_page_without_markers_is_left_alone(page: str) -> None:
     with pytest.raises(ValueError, match="once, got"):
         readme.with_block(page, "| table |")
 
 
 @pytest.mark.parametrize(("name", "written"), [("accuracy", ""), ("service", "load.json")])
-def test_what_the_tool_writes_is_kept(name: str, written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_the_tool_are_kept(name: str, written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands = []
 
     def run(command: list[str], **_: Any) -> None:

@@ -18,7 +18,7 @@ from helpers.paths import ROOT
         (["msan"], "preset: expected asan, ubsan or tsan, got 'msan'."),
     ],
 )
-def test_wrong_usage_is_told(arguments: list[str], message: str) -> None:
+def test_wrong_usage_is_reported(arguments: list[str], message: str) -> None:
     done = subprocess.run(
         [ROOT / "tools" / "sanitize", *arguments], capture_output=True, text=True, timeout=60, check=False
     )
@@ -26,7 +26,7 @@ def test_wrong_usage_is_told(arguments: list[str], message: str) -> None:
     assert message in done.stderr
 
 
-def test_each_preset_that_it_names_is_there() -> None:
+def test_each_named_preset_exists() -> None:
     presets = json.loads((ROOT / "CMakePresets.json").read_text())
     for kind in ("configurePresets", "buildPresets", "testPresets"):
         assert {"asan", "ubsan", "tsan"} <= {preset["name"] for preset in presets[kind]}, kind

@@ -130,7 +130,7 @@ def assert_equal(expected: list[dict[str, Tensor]], found: list[dict[str, Tensor
 
 @pytest.mark.parametrize("name", DETECTORS)
 @torch.no_grad()
-def test_a_known_head_finds_the_same_as_torchvisions(name: str) -> None:
+def test_a_known_head_gives_the_same_as_torchvisions(name: str) -> None:
     detector = spread(DETECTORS[name](), 1)
     ours = with_operators(detector)
     assert replaced(ours)
@@ -143,7 +143,7 @@ def test_a_known_head_finds_the_same_as_torchvisions(name: str) -> None:
     "name", [name if name == "SSD" else pytest.param(name, marks=pytest.mark.slow) for name in DETECTORS]
 )
 @torch.no_grad()
-def test_a_known_head_finds_the_same_as_torchscript(name: str) -> None:
+def test_a_known_head_gives_the_same_as_torchscript(name: str) -> None:
     detector = spread(DETECTORS[name](), 1)
     scripted = jit.script_detector(with_operators(detector), ObservedTypes())
     assert assert_equal(detector(pictures(0, name)), scripted(pictures(0, name))) > 10
@@ -151,7 +151,7 @@ def test_a_known_head_finds_the_same_as_torchscript(name: str) -> None:
 
 @pytest.mark.parametrize("name", DETECTORS)
 @torch.no_grad()
-def test_a_known_head_that_finds_nothing(name: str) -> None:
+def test_a_known_head_without_detections(name: str) -> None:
     detector = spread(DETECTORS[name](), 1)
     for module in detector.modules():
         if hasattr(module, "score_thresh"):
@@ -210,7 +210,7 @@ def test_a_patched_method_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "RoIHeads.postprocess_detections" not in replaced(with_operators(faster_rcnn()))
 
 
-def test_all_of_a_faster_rcnn_is_served_but_for_what_is_overridden() -> None:
+def test_all_parts_of_a_faster_rcnn_are_replaced_except_overridden_ones() -> None:
     detector = faster_rcnn()
     all_known = {"RoIHeads.postprocess_detections", "RegionProposalNetwork.forward", "MultiScaleRoIAlign.forward"}
     assert replaced(with_operators(detector)) == all_known
@@ -293,7 +293,7 @@ def test_a_known_transform_refuses_what_torchvisions_does() -> None:
         ours.normalize(torch.ones(3, 4, 4, dtype=torch.uint8))
 
 
-def test_an_overridden_part_of_the_transform_keeps_its_user() -> None:
+def test_an_overridden_part_of_the_transform_is_kept() -> None:
     class Transform(GeneralizedRCNNTransform):
         def max_by_axis(self, the_list: list[list[int]]) -> list[int]:
             return [3, 99, 99]

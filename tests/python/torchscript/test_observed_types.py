@@ -160,7 +160,7 @@ def test_annotations_of_the_code_are_kept() -> None:
     assert str(jit.script_detector(detector, types).forward.schema.arguments[1].type) == "List[Tensor]"
 
 
-def test_a_profile_of_the_caller_is_put_back() -> None:
+def test_a_profile_of_the_caller_is_restored() -> None:
     def profile(*_: Any) -> None:
         pass
 

@@ -46,7 +46,7 @@ def test_equal_masks_and_keypoints_agree() -> None:
     assert differences(match, FP32) == []
 
 
-def test_without_masks_and_keypoints_there_is_nothing_to_say_of_them() -> None:
+def test_without_masks_and_keypoints_neither_is_mentioned() -> None:
     plain = {name: two_people()[name] for name in ("boxes", "labels", "scores")}
     match = match_boxes(plain, plain)
     assert (match.masks, match.min_mask_iou, match.max_keypoint_distance) == (0, None, None)
@@ -122,7 +122,7 @@ def test_a_keypoint_that_is_visible_on_one_side_differs() -> None:
     assert match.keypoints_differ == 1
 
 
-def test_keypoints_that_are_no_number_differ_and_so_do_other_shapes() -> None:
+def test_nan_keypoints_and_other_shapes_differ() -> None:
     match = matched(keypoints=moved(math.nan))
     assert (match.keypoints_differ, match.max_keypoint_distance) == (1, math.inf)
     match = matched(keypoints=torch.zeros(2, 5, 3))
@@ -163,7 +163,7 @@ def test_the_best_box_without_a_partner_is_named() -> None:
     assert match_boxes(two_people(), two_people()).lost == ""
 
 
-def test_boxes_at_the_cut_are_counted_for_the_side_that_has_them() -> None:
+def test_boxes_at_the_threshold_are_counted_for_the_side_that_has_them() -> None:
     scores = torch.tensor([0.9, 0.0501])
     two, one = two_people(scores=scores), {name: value[:1] for name, value in two_people().items()}
     low = {name: value[1:] for name, value in two_people(scores=torch.tensor([0.9, 0.0502])).items()}

@@ -88,7 +88,7 @@ def test_perfect_and_no_detections() -> None:
     assert comparison.drop == pytest.approx(1.0)
 
 
-def test_a_drop_beyond_what_is_allowed_is_a_failure_with_both_numbers() -> None:
+def test_a_drop_above_the_limit_is_a_failure_with_both_numbers() -> None:
     truth = coco.read(DATASET)
     comparison = coco.compare(Oracle(), Oracle(left_out=1), truth, 0.005)
     assert 0.5 < comparison.hybrid.mAP < 0.995
@@ -100,7 +100,7 @@ def test_a_drop_beyond_what_is_allowed_is_a_failure_with_both_numbers() -> None:
     assert coco.compare(Oracle(left_out=1), Oracle(), truth, 0.0).failure == ""
 
 
-def test_a_detector_without_any_map_proves_nothing() -> None:
+def test_a_detector_with_zero_map_proves_nothing() -> None:
     failure = coco.compare(Oracle(left_out=1000), Oracle(), coco.read(DATASET), 0.005).failure
     assert "the detector's own mAP is 0, so nothing was compared" in failure
 
@@ -177,7 +177,7 @@ def refused(dataset: CocoDataset, max_map_drop: Any = 0.005) -> str:
     return text
 
 
-def test_a_missing_file_and_a_missing_folder(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_missing_directory(tmp_path: Path) -> None:
     missing = tmp_path / "no.json"
     assert f"annotations {missing}: expected a JSON file, got No such file" in refused(CocoDataset(missing, HELD_OUT))
     nowhere = tmp_path / "nowhere"
@@ -187,7 +187,7 @@ def test_a_missing_file_and_a_missing_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe\x00"])
-def test_a_file_that_is_no_json(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_json(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.json"
     path.write_bytes(content)
     assert f"annotations {path}: expected JSON, got " in refused(CocoDataset(path, HELD_OUT))
@@ -219,7 +219,7 @@ def test_json_of_another_form(tmp_path: Path, content: str) -> None:
         ),
     ],
 )
-def test_annotations_that_can_not_be_used(
+def test_annotations_that_cannot_be_used(
     annotations: Callable[..., CocoDataset], change: Callable[[dict[str, Any]], object], text: str
 ) -> None:
     dataset = annotations(change)
@@ -239,13 +239,13 @@ def test_fields_that_many_files_lack_are_not_needed(annotations: Callable[..., C
     assert comparison.detector.mAP == pytest.approx(1.0)
 
 
-def test_a_picture_of_another_size_than_annotated(annotations: Callable[..., CocoDataset]) -> None:
+def test_an_image_of_another_size_than_annotated(annotations: Callable[..., CocoDataset]) -> None:
     truth = coco.read(annotations(lambda content: content["images"][0].update(height=100)))
     with pytest.raises(OptionError, match="expected 100x335 as annotated, got 255x335"):
         coco.compare(Oracle(), Oracle(), truth, 0.005)
 
 
-def test_a_picture_that_is_damaged(tmp_path: Path) -> None:
+def test_an_image_that_is_damaged(tmp_path: Path) -> None:
     shutil.copytree(HELD_OUT, tmp_path / "copy")
     (tmp_path / "copy" / "held_out_28_00000.png").write_text("no picture")
     truth = coco.read(CocoDataset(ANNOTATIONS, tmp_path / "copy"))
@@ -253,7 +253,7 @@ def test_a_picture_that_is_damaged(tmp_path: Path) -> None:
         coco.compare(Oracle(), Oracle(), truth, 0.005)
 
 
-def test_labels_that_are_no_category(annotations: Callable[..., CocoDataset]) -> None:
+def test_labels_without_a_category(annotations: Callable[..., CocoDataset]) -> None:
     class Shifted(Oracle):
         def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
             (found,) = super().forward(images)
@@ -282,11 +282,11 @@ def test_a_detector_of_another_interface() -> None:
 
 
 @pytest.mark.parametrize("drop", [-0.1, float("nan"), float("inf"), "much"])
-def test_a_drop_that_is_no_number(drop: object) -> None:
+def test_an_invalid_drop(drop: object) -> None:
     assert "max_map_drop: expected a number of 0 or more" in refused(DATASET, drop)
 
 
-def test_a_limit_of_no_pictures() -> None:
+def test_a_limit_of_no_images() -> None:
     assert "limit: expected a number of images, 1 or more" in refused(CocoDataset(ANNOTATIONS, HELD_OUT, limit=0))
     assert len(coco.read(CocoDataset(ANNOTATIONS, HELD_OUT, limit=2)).files) == 2
 

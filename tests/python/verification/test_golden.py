@@ -122,7 +122,7 @@ def test_dicts_by_number_are_samples_too(program: str, tmp_path: Path) -> None:
     assert (done.returncode, "output.8" in done.stderr + done.stdout) == (7, True)
 
 
-def test_a_picture_of_8_bits_takes_one_byte_a_value_and_stays_exact(tmp_path: Path) -> None:
+def test_an_image_of_8_bits_takes_one_byte_per_value_and_stays_exact(tmp_path: Path) -> None:
     picture = torch.randint(0, 256, (3, 40, 50), generator=torch.Generator().manual_seed(0)).float() / 255
     description, data = pack(GoldenSample((picture,), picture[0], "fp32", FP32, True))
     assert description["inputs"][0]["stored"] == "8 bit"
@@ -131,7 +131,7 @@ def test_a_picture_of_8_bits_takes_one_byte_a_value_and_stays_exact(tmp_path: Pa
 
 
 @pytest.mark.parametrize("value", [0.5, 1.0000001, -1 / 255])
-def test_a_picture_that_is_not_exactly_of_8_bits_stays_as_it_is(tmp_path: Path, value: float) -> None:
+def test_an_image_that_is_not_exactly_of_8_bits_stays_as_it_is(tmp_path: Path, value: float) -> None:
     picture = torch.tensor([0.0, 1.0, value])
     description, _ = pack(GoldenSample((picture,), picture, "fp32", FP32, True))
     assert description["inputs"][0]["stored"] == "raw"
@@ -158,16 +158,14 @@ def test_masks_are_stored_as_what_is_compared(tmp_path: Path) -> None:
         ((torch.zeros(1),), [{name: value[:0] for name, value in two_people().items()}], "the detector found no box"),
     ],
 )
-def test_what_can_not_be_a_sample_is_left_out_with_the_reason(
-    inputs: tuple[Any, ...], expected: Any, reason: str
-) -> None:
+def test_unusable_samples_are_left_out_with_the_reason(inputs: tuple[Any, ...], expected: Any, reason: str) -> None:
     description, data = pack(GoldenSample(inputs, expected, "fp32", FP32, True))
     assert data is None
     assert reason in description["absent"]
     assert reason in describe(description)
 
 
-def test_convert_stores_the_example_and_what_the_detector_found(list_bundle: Path) -> None:
+def test_convert_stores_the_example_and_the_detections(list_bundle: Path) -> None:
     sample = read(list_bundle)
     pictures = [small_picture()[0], small_picture(48, 40)[0]]
     (stored,) = sample.inputs
@@ -189,7 +187,7 @@ def test_the_sample_is_one_record_that_load_leaves_alone_and_check_reads(list_bu
             refused(damaged)
 
 
-def test_thresholds_of_the_conversion_travel(tmp_path: Path) -> None:
+def test_thresholds_of_the_conversion_are_stored(tmp_path: Path) -> None:
     loose = Thresholds(iou=0.5, score=0.2, recall=0.5, relative_error=0.5)
     path = save_with_torchscript(tmp_path / "x.pt", small_list_detector(), ([small_picture()[0]],), thresholds=loose)
     assert read(path).thresholds == loose
@@ -197,7 +195,7 @@ def test_thresholds_of_the_conversion_travel(tmp_path: Path) -> None:
     assert verify_golden(path, thresholds=FP32).thresholds == FP32
 
 
-def test_the_first_picture_with_boxes_is_the_sample(tmp_path: Path) -> None:
+def test_the_first_image_with_boxes_is_the_sample(tmp_path: Path) -> None:
     detector = small_list_detector()
     dark, light = torch.zeros(3, 32, 32), small_picture()[0]
     scores = [float(found["scores"].max()) for found in detector([dark, light])]
@@ -282,7 +280,7 @@ def without_the_last_box(expected: list[dict[str, Tensor]]) -> list[dict[str, Te
     return [expected[0], {name: value[1:] for name, value in expected[1].items()}]
 
 
-def test_a_bundle_that_finds_something_else_fails_everywhere(
+def test_a_bundle_with_other_boxes_fails_everywhere(
     list_bundle: Path, tmp_path: Path, program: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = with_another_expectation(list_bundle, tmp_path / "x.pt", without_the_last_box)
@@ -365,7 +363,7 @@ def test_an_older_bundle_has_none(list_bundle: Path, tmp_path: Path, program: st
         lambda sample: sample["thresholds"].pop("iou"),
     ],
 )
-def test_a_description_that_does_not_fit_is_damage(
+def test_a_mismatched_description_is_damage(
     list_bundle: Path, tmp_path: Path, program: str, change: Callable[[Any], object]
 ) -> None:
     path = rewrite_manifest(list_bundle, tmp_path / "x.pt", lambda manifest: change(manifest["golden"]))
@@ -374,7 +372,7 @@ def test_a_description_that_does_not_fit_is_damage(
         assert DAMAGED in text
 
 
-def test_a_record_that_is_gone_or_not_named_is_damage(list_bundle: Path, tmp_path: Path, program: str) -> None:
+def test_a_missing_or_unlisted_record_is_damage(list_bundle: Path, tmp_path: Path, program: str) -> None:
     gone = rewrite(list_bundle, tmp_path / "gone.pt", {RECORD: None})
     for text in refusals(gone, program):
         assert text == f"hybrid_rt[bundle]: {gone}, record '{RECORD}': expected it to be there, got none. {DAMAGED}"
@@ -383,7 +381,7 @@ def test_a_record_that_is_gone_or_not_named_is_damage(list_bundle: Path, tmp_pat
         assert f"record '{RECORD}': expected one that the manifest names, got another one. {DAMAGED}" in text
 
 
-def test_a_backend_that_can_not_run_is_an_error_of_its_own(list_bundle: Path, program: str) -> None:
+def test_a_backend_that_cannot_run_has_a_specific_error(list_bundle: Path, program: str) -> None:
     with pytest.raises(BackendError, match="only 'openvino' was asked for"):
         verify_golden(list_bundle, backend="openvino")
     assert run(program, list_bundle, "--backend", "openvino").returncode == 4

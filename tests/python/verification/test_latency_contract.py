@@ -115,7 +115,7 @@ def test_convert_stores_a_contract_of_the_sizes_that_are_supported(tmp_path: Pat
     assert json.loads(json.dumps(result.report.to_json()["latency_contract"])) == contract.to_json()
 
 
-def test_convert_refuses_a_contract_of_a_gpu_that_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_convert_refuses_a_contract_of_a_missing_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hybrid_rt._native.cuda_devices", lambda: ([], "none"))
     with pytest.raises(
         OptionError, match=r"latency_contract: expected the target device .* hybrid-rt measure FILE --device cuda"
@@ -311,7 +311,7 @@ def test_the_command_line_measures(bundle: Path, tmp_path: Path, capsys: pytest.
     assert f"latency contract: {MachineDescription.here()}; cpu, " in capsys.readouterr().out
 
 
-def test_a_file_without_a_golden_sample_is_measured_on_ones_own_inputs(tmp_path: Path) -> None:
+def test_a_file_without_a_golden_sample_is_measured_on_given_inputs(tmp_path: Path) -> None:
     path = save_with_torchscript(tmp_path / "x.pt", small_detector(), (small_picture(),), golden=False)
     with pytest.raises(BundleError, match="expected a golden sample"):
         hybrid_rt.measure(path, **QUICK)
@@ -401,7 +401,7 @@ def test_a_contract_stays_while_the_measured_variant_comes_first(measured: Path,
     assert report.notes == []
 
 
-def test_a_contract_of_an_engine_that_went_is_stale(measured: Path) -> None:
+def test_a_contract_of_a_removed_engine_is_stale(measured: Path) -> None:
     manifest = hybrid_rt.bundle.archive.read_manifest(measured)
     assert without_stale_contract(manifest, manifest) == (manifest, [])
     (engine,) = manifest.engines

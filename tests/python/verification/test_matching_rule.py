@@ -331,7 +331,7 @@ def test_both_languages_have_the_same_thresholds() -> None:
     assert {name: getattr(BF16.to_native(), name) for name in asdict(BF16)} == asdict(BF16)
 
 
-def test_both_languages_have_the_same_match() -> None:
+def test_both_languages_match_alike() -> None:
     assert properties(_native.BoxMatch) == {field.name for field in fields(BoxMatch)}
     expected, found = perturbed(4)
     match = match_boxes(expected, found, iou=0.5)

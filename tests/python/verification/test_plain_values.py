@@ -57,7 +57,7 @@ def test_entries_of_several_types() -> None:
         ("", None, "'' expected, None found"),
     ],
 )
-def test_what_differs_is_told(expected: Any, found: Any, told: str) -> None:
+def test_differences_are_reported(expected: Any, found: Any, told: str) -> None:
     assert failures([expected, torch.ones(1)], [found, torch.ones(1)]) == [f"input 0, output 'output.0': {told}"]
 
 

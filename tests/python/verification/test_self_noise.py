@@ -68,12 +68,12 @@ def test_a_value_that_is_not_finite_hides_no_other_in_a_row(special: float) -> N
     assert not compared(rows, lambda x: rows(x).flip(1) * 1.01, NEAR_TIES).passed
 
 
-def test_rows_in_another_order_are_wrong_where_the_detector_keeps_its_own() -> None:
+def test_reordered_rows_are_wrong_if_the_detector_has_a_fixed_order() -> None:
     apart = torch.linspace(0, 1, 20)
     assert not compared(rows_by_score, lambda x: rows_by_score(x).flip(1), apart).passed
 
 
-def test_a_detector_that_draws_its_order_is_not_excused() -> None:
+def test_a_random_order_is_not_accepted() -> None:
     def shuffled(x: Tensor) -> Tensor:
         return rows_by_score(x)[:, torch.randperm(20)]
 
@@ -89,7 +89,7 @@ def test_tensors_that_are_sorted_together_are_put_in_order_together() -> None:
     assert not known.undetermined
 
 
-def test_what_the_detector_repeats_nothing_of_is_not_compared_and_not_right_either() -> None:
+def test_results_that_the_detector_never_repeats_are_neither_compared_nor_accepted() -> None:
     black = torch.zeros(1, 3, 8, 8)
     noise = nn.Sequential(nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4))
     found = compared(noise, lambda x: noise(x) + 1e-3, black)
@@ -142,7 +142,7 @@ class OfBytes(nn.Module):
         return found
 
 
-def test_an_image_in_bytes_gets_its_noise_inside_of_the_detector() -> None:
+def test_an_image_in_bytes_gets_its_noise_inside_the_detector() -> None:
     image = torch.randint(0, 256, (3, 4, 4), dtype=torch.uint8)
     detector = OfBytes()
     plain = detector(image)
@@ -164,7 +164,7 @@ def test_boxes_thinner_than_a_pixel_may_be_off_by_a_rounding() -> None:
     assert compared(detections, lambda x: detections(x, 3e-3), x).passed
 
 
-def test_the_detector_runs_again_no_more_often_than_is_needed() -> None:
+def test_the_detector_runs_no_more_often_than_needed() -> None:
     x = torch.tensor([0.2, 0.5, 0.9])
     runs: list[Tensor] = []
 
@@ -183,7 +183,7 @@ def test_the_detector_runs_again_no_more_often_than_is_needed() -> None:
     assert len(runs) == 4
 
 
-def test_they_may_not_be_off_by_pixels_nor_may_others() -> None:
+def test_no_box_may_be_off_by_pixels() -> None:
     x = torch.rand(3)
     assert not compared(detections, lambda x: detections(x, 2.0), x).passed
     assert not compared(detections, lambda x: detections(x, widths=(0.0, 0.3, 25.0)), x).passed
@@ -257,7 +257,7 @@ def test_infinities_between_segment_and_head_convert(tmp_path: Path) -> None:
     assert result.report.golden.startswith("input")
 
 
-def test_a_result_that_only_the_detector_can_judge_is_no_golden_sample() -> None:
+def test_a_result_that_only_the_detector_can_judge_is_not_a_golden_sample() -> None:
     one, other = (torch.zeros(1),), (torch.ones(1),)
     result = rows_by_score(NEAR_TIES)
     choice = SampleChoice(one, result, LIMITS)

@@ -10,7 +10,7 @@ from helpers.paths import ROOT
 from hybrid_rt import THRESHOLDS, OptionError, Thresholds
 
 
-def test_what_is_left_out_is_fp32s() -> None:
+def test_excluded_layers_equal_fp32() -> None:
     own = Thresholds(iou=0.5, score=0.2, recall=0.5, relative_error=0.5)
     wanted = replace(THRESHOLDS["fp32"], iou=0.5, score=0.2, recall=0.5, relative_error=0.5)
     assert own == wanted

@@ -56,7 +56,7 @@ def test_boxes_against_none_have_no_partner(expected: tuple[list[float]], found:
     assert match.recall == 0.0
 
 
-def test_each_box_has_one_partner_at_most() -> None:
+def test_each_box_has_at_most_one_partner() -> None:
     twice = detections(THREE[0], THREE[0])
     assert match_boxes(twice, detections(THREE[0])).matched == 1
     assert match_boxes(detections(THREE[0]), twice).matched == 1
@@ -89,7 +89,7 @@ def test_score_at_the_threshold(threshold: float, matched: int) -> None:
     assert match.matched == matched
 
 
-def test_greatest_score_difference_is_kept() -> None:
+def test_the_largest_score_difference_is_kept() -> None:
     match = match_boxes(detections(*THREE), detections(*THREE, scores=[0.9, 0.6, 0.8]))
     assert match.max_score_difference == pytest.approx(0.3)
 
@@ -122,7 +122,7 @@ def test_equal_tensors_have_no_error() -> None:
     assert error.cosine == pytest.approx(1.0)
 
 
-def test_error_is_relative_to_the_greatest_value() -> None:
+def test_the_error_is_relative_to_the_largest_value() -> None:
     (error,) = compare_tensors("s", ["o"], [torch.tensor([100.0, 0.0])], [torch.tensor([100.0, 1.0])])
     assert error.relative_error == pytest.approx(0.01)
 
@@ -153,7 +153,7 @@ def test_empty_tensors_are_equal() -> None:
         torch.tensor([1.0, math.inf]),
     ],
 )
-def test_another_shape_or_dtype_or_value_without_end_is_infinitely_wrong(got: Tensor) -> None:
+def test_another_shape_or_dtype_or_an_infinity_is_infinitely_wrong(got: Tensor) -> None:
     (error,) = compare_tensors("s", ["o"], [torch.ones(2)], [got])
     assert error.relative_error == math.inf
 
@@ -204,7 +204,7 @@ def test_whole_numbers_that_no_float_rounds_to_have_to_be_equal(expected: int, g
     "value", [math.inf, -math.inf, NAN, torch.finfo(torch.float32).max], ids=["inf", "-inf", "NaN", "largest"]
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
-def test_equal_values_without_end_are_equal(value: float, dtype: torch.dtype) -> None:
+def test_equal_infinities_are_equal(value: float, dtype: torch.dtype) -> None:
     def errors(one: list[float], other: list[float]) -> list[float]:
         pair = [torch.tensor(values, dtype=dtype) for values in (one, other)]
         return [error.relative_error for error in compare_tensors("s", ["o"], [pair[0]], [pair[1]])]
@@ -232,7 +232,7 @@ def test_sparse_tensors_are_compared_by_their_values() -> None:
     assert error.relative_error == math.inf
 
 
-def test_detections_are_told_from_other_results() -> None:
+def test_detections_are_distinguished_from_other_results() -> None:
     assert detections_of([detections(*THREE)]) is not None
     assert detections_of((detections(),)) is not None
     assert detections_of(torch.zeros(3)) is None
@@ -242,7 +242,7 @@ def test_detections_are_told_from_other_results() -> None:
     assert detections_of([{**detections(*THREE), "boxes": torch.zeros(3, 5)}]) is None
 
 
-def test_result_for_fewer_pictures_is_a_failure() -> None:
+def test_result_for_fewer_images_is_a_failure() -> None:
     verification = Verification("fp32").with_findings(
         compare_results([detections(), detections()], [detections()], THRESHOLDS["fp32"], "input 0")
     )
@@ -298,7 +298,7 @@ def test_tensors_of_a_dict_are_compared_by_name() -> None:
     assert verification.failures == ["input 1: output 'output.b' expected, none found"]
 
 
-def test_the_error_begins_with_the_worst_output_and_picture() -> None:
+def test_the_error_begins_with_the_worst_output_and_image() -> None:
     verification = Verification("fp32")
     limits = THRESHOLDS["fp32"]
     for backend, by in [("a", 2.0), ("b", 5.0), ("c", 3.0)]:
@@ -321,7 +321,7 @@ def test_the_error_begins_with_the_worst_output_and_picture() -> None:
     ]
 
 
-def test_an_output_without_end_is_worse_than_any_other() -> None:
+def test_an_infinite_output_is_worse_than_any_other() -> None:
     verification = Verification("fp32")
     for by in (1e30, math.nan, 10.0):
         errors = compare_tensors("body", [str(by)], [torch.ones(1)], [torch.ones(1) * by])
@@ -365,7 +365,7 @@ def compared(first: nn.Module, second: nn.Module, **options: bool) -> Verificati
     return compare_modules(first, second, inputs, precision="fp32", thresholds=THRESHOLDS["fp32"], **options)
 
 
-def test_nothing_found_anywhere_is_a_failure() -> None:
+def test_no_detection_anywhere_is_a_failure() -> None:
     verification = compared(Finds(), Finds())
     assert len(verification.failures) == 1
     assert "the detector found no box in any image" in verification.failures[0]
@@ -430,7 +430,7 @@ def test_another_detector_than_the_bundles_fails(
     assert "boxes found again" in verification.failures[0]
 
 
-def test_a_box_at_the_cut_is_no_difference() -> None:
+def test_a_box_at_the_threshold_is_not_a_difference() -> None:
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [20.0, 0.0, 30.0, 10.0], [40.0, 0.0, 50.0, 10.0]])
     labels = torch.ones(3, dtype=torch.int64)
 
@@ -442,7 +442,7 @@ def test_a_box_at_the_cut_is_no_difference() -> None:
     assert match_boxes(detections_with(3, [0.9, 0.0501, 0.0500]), detections_with(2, [0.9, 0.0501])).at_cut == 1
 
 
-def test_a_box_that_is_lost_above_the_cut_is_a_difference() -> None:
+def test_a_box_lost_above_the_threshold_is_a_difference() -> None:
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [20.0, 0.0, 30.0, 10.0]])
     both = {"boxes": boxes, "labels": torch.ones(2, dtype=torch.int64), "scores": torch.tensor([0.9, 0.8])}
     best = {name: value[:1] for name, value in both.items()}
