@@ -46,7 +46,7 @@ class Saved:
     golden: str = ""
     file_size: int = 0
     measurement: Measurement | None = None
-    not_measured: str = "not asked for"
+    not_measured: str = "not requested"
     signed_with: list[str] = field(default_factory=list)
     signatures_dropped: list[str] = field(default_factory=list)
     latency_contract: LatencyContract | None = None
@@ -86,7 +86,7 @@ def save_hybrid(
             contract = _contract(output, None if record is not None else profile.example, hybrid.device)
             promised = replace(manifest, latency_contract=contract)
             archive.save(hybrid.module, output.path, promised, record, sign=output.sign)
-    measurement, reason = None, "not asked for"
+    measurement, reason = None, "not requested"
     if output.measure:
         with steps.step("measure"):
             programs = [build.program for build in hybrid.builds]

@@ -50,7 +50,7 @@ _TAKING_SIZES = frozenset(
 """Methods and functions that take sizes as separate arguments or as a list."""
 
 _MOST = 64
-"""Maximum number of entries of a container that are looked at."""
+"""Maximum number of entries of a container that are checked."""
 
 _UNKNOWN = ""
 

@@ -57,7 +57,7 @@ def verdict(name: str, check: GoldenVerification) -> list[str]:
 
 def _counts(matches: Sequence[BoxMatch]) -> str:
     matched, expected = (sum(counts) for counts in zip(*((m.matched, m.expected) for m in matches), strict=True))
-    return f"{matched} of {expected} boxes found again"
+    return f"{matched} of {expected} boxes matched"
 
 
 def _drift(matches: Sequence[BoxMatch]) -> str:

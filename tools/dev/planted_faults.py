@@ -28,7 +28,7 @@ FAULTS = [
     Fault(
         "small_scratch", "call.cpp", "set_scratch(memory.scratch.mutable_data_ptr(), context.scratch_size)",
         "set_scratch(memory.scratch.mutable_data_ptr(), context.scratch_size / 2)",
-        "the scratch memory is smaller than what was asked for",
+        "the scratch memory is smaller than requested",
     ),
     Fault(
         "scratch_of_the_last_shape", "call.cpp", "if (context.input_shapes == shapes) return;",

@@ -35,7 +35,7 @@ std::string to_text(const Verification& verification, const std::string& model) 
     text << "  " << engine.name << ": " << engine.description << "\n";
   }
   for (const BoxMatch& match : verification.pictures) {
-    text << "  " << match.where << ": " << match.matched << " of " << match.expected << " boxes found again among "
+    text << "  " << match.where << ": " << match.matched << " of " << match.expected << " boxes matched among "
          << match.found << std::fixed << std::setprecision(4) << ", worst IoU " << match.min_iou << std::setprecision(2)
          << ", box drift " << match.max_box_drift << " pixels" << std::defaultfloat << ", score drift "
          << match.max_score_difference;

@@ -13,7 +13,7 @@ namespace hybrid_rt::onnxruntime {
 HYBRID_RT_ONNXRUNTIME_FUNCTIONS(HYBRID_RT_COMPARE)
 #undef HYBRID_RT_COMPARE
 
-static_assert(ORT_API_VERSION >= kApiVersion, "the header is older than what is asked for");
+static_assert(ORT_API_VERSION >= kApiVersion, "the header is older than the requested version");
 static_assert(offsetof(::OrtApiBase, GetApi) == offsetof(ApiBase, get_api));
 static_assert(offsetof(::OrtApiBase, GetVersionString) == offsetof(ApiBase, version));
 static_assert(sizeof(::ONNXTensorElementDataType) == sizeof(ElementType));

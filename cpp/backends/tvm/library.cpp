@@ -113,7 +113,7 @@ std::string Library::check_version() {
   const std::string text((std::istreambuf_iterator<char>(stream)), std::istreambuf_iterator<char>());
   std::smatch match;
   if (!std::regex_search(text, match, std::regex(R"(\n__version__ = [^\n]*'(\d+(\.\d+)*)[^\n]*')"))) {
-    return "TVM's version is unknown: " + file.string() + " is not there or names none. " + install();
+    return "TVM's version is unknown: " + file.string() + " is missing or names no version. " + install();
   }
   version_ = match[1];
   return "";

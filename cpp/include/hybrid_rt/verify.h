@@ -90,7 +90,7 @@ struct Verification {
   std::vector<std::string> failures;  ///< differences beyond the limits, for messages
   /// True if convert() compared the hybrid with the detector on the sample before it saved the bundle.
   bool compared = false;
-  /// The check of the latency contract; absent if it was not asked for.
+  /// The check of the latency contract; absent if it was not requested.
   std::optional<LatencyCheck> latency{};
 
   /// Returns true if the result matches the detector's.

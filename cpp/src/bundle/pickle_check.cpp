@@ -112,8 +112,7 @@ class Pickle {
   }
 
   Value pop() {
-    if (stack_.empty() || stack_.back().kind == Kind::kMark)
-      throw Refused{"a pickle that takes a value that is not there"};
+    if (stack_.empty() || stack_.back().kind == Kind::kMark) throw Refused{"a pickle that takes a missing value"};
     const Value value = stack_.back();
     stack_.pop_back();
     return value;
@@ -123,7 +122,7 @@ class Pickle {
   std::vector<Value> pop_marked() {
     size_t begin = stack_.size();
     while (begin > 0 && stack_[begin - 1].kind != Kind::kMark) --begin;
-    if (begin == 0) throw Refused{"a pickle that takes a value that is not there"};
+    if (begin == 0) throw Refused{"a pickle that takes a missing value"};
     std::vector<Value> values(stack_.begin() + static_cast<std::ptrdiff_t>(begin), stack_.end());
     stack_.resize(begin - 1);
     return values;
@@ -173,7 +172,7 @@ class Pickle {
   }
 
   void get(uint64_t at) {
-    if (at >= memo_.size()) throw Refused{"a pickle that takes a value that is not there"};
+    if (at >= memo_.size()) throw Refused{"a pickle that takes a missing value"};
     push(memo_[at]);
   }
 
@@ -427,7 +426,7 @@ class Pickle {
                              !nodes_[node.items[0].node].is_tuple && node.items[1].kind == Kind::kNumber;
       if (is_source) is_within = is_within && node.items[1].number >= 0 && node.items[1].number < texts;
     }
-    if (!is_within) throw Refused{"the number of a text that is not there"};
+    if (!is_within) throw Refused{"the index of a missing string"};
   }
 
   std::string_view text_;

@@ -113,7 +113,7 @@ std::vector<Candidate> check_all(const std::vector<ArtifactSpec>& specs, const P
       candidate.check.refusal = "only '" + joined(preference.allowed, "', '") +
                                 "' may run here: the policy of allow= or HYBRID_RT_ALLOW does not name it";
     } else if (std::find(order.begin(), order.end(), i) == order.end()) {
-      candidate.check.refusal = "only '" + joined(preference.backends, "', '") + "' was asked for";
+      candidate.check.refusal = "only '" + joined(preference.backends, "', '") + "' was requested";
     } else {
       candidate.check.refusal = find_refusal(candidate, specs[i], options, machine).value_or("");
     }

@@ -178,7 +178,7 @@ std::string lost_text(const DetectionFields& expected, const std::vector<double>
   const int64_t j = best_of(found_scores, extra);
   const auto score = [](const std::vector<double>& scores, int64_t k) { return scores[static_cast<size_t>(k)]; };
   if (i >= 0 && (j < 0 || !(score(found_scores, j) > score(expected_scores, i)))) {
-    return "the detector's " + box_text(expected, i, score(expected_scores, i)) + " is not found again";
+    return "the detector's " + box_text(expected, i, score(expected_scores, i)) + " has no match";
   }
   if (j < 0) return "";
   return "the hybrid's " + box_text(found, j, score(found_scores, j)) + " is not the detector's";
@@ -346,7 +346,7 @@ std::vector<std::string> differences(const BoxMatch& match, const Thresholds& th
   const auto count = [](int64_t value) { return static_cast<long long>(value); };
   std::vector<std::string> found;
   if (match.recall() < thresholds.recall) {
-    found.push_back(formatted("%lld of %lld boxes found again among %lld (same label, IoU >= %g, score within %g)",
+    found.push_back(formatted("%lld of %lld boxes matched among %lld (same label, IoU >= %g, score within %g)",
                               count(match.matched), count(match.expected), count(match.found), thresholds.iou,
                               thresholds.score) +
                     (match.lost.empty() ? "" : "; " + match.lost));

@@ -103,7 +103,7 @@ def _has_no_dict(value: Any) -> bool:
 
 
 def _hybrid(detector: nn.Module, modules: Mapping[str, nn.Module]) -> nn.Module:
-    """Returns the detector with its engines; parts that are TorchScript but not segments are put back as they were."""
+    """Returns the detector with its engines; parts that are TorchScript but not segments are restored."""
     segments = {detector.get_submodule(name) for name in modules}
     parts = {
         name: module.scripted

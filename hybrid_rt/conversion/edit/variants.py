@@ -73,7 +73,7 @@ class VariantChangeReport:
             worst = max(self.verification.tensors, key=lambda error: error.relative_error)
             lines.append(f"verified: greatest relative error {worst.relative_error:.2g} in output {worst.output}")
         for picture in self.verification.pictures if self.verification is not None else []:
-            lines.append(f"golden sample: {picture.matched} of {picture.expected} boxes found again")
+            lines.append(f"golden sample: {picture.matched} of {picture.expected} boxes matched")
         return "\n".join([*lines, *self.notes])
 
 

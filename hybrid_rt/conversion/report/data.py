@@ -143,7 +143,7 @@ class ReportData:
     pictures: list[PictureReport] = field(default_factory=list)
     class_names: list[str] = field(default_factory=list)
     measurement: Measurement | None = None
-    not_measured: str = "not asked for"
+    not_measured: str = "not requested"
     versions: dict[str, str] = field(default_factory=_versions)
     machine: str = field(default_factory=_machine)
     made: str = field(default_factory=_now)

@@ -71,7 +71,7 @@ def unread_outputs(module: torch.jit.ScriptModule, counts: Mapping[str, int]) ->
 
 
 class _Flow:
-    """Follows the outputs through a graph and records which are read, and which are asked for their sizes."""
+    """Follows the outputs through a graph and records which are read, and of which only the sizes are read."""
 
     def __init__(self, graph: Any, counts: Mapping[str, int]) -> None:
         """Visits the graph repeatedly until nothing new is found, because loops pass values back.

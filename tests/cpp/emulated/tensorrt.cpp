@@ -366,7 +366,7 @@ class Context final : public IExecutionContext, public RefusingExecutionContext 
       }
     }
     if (scratch_size_ < scratch_that_is_needed()) {
-      report_breach("the scratch memory is smaller than what was asked for");
+      report_breach("the scratch memory is smaller than requested");
       return false;
     }
     return true;
@@ -539,7 +539,7 @@ extern "C" __attribute__((visibility("default"))) void* createInferRuntime_INTER
   }
   auto& log = *static_cast<nvinfer1::ILogger*>(logger);
   if (version != nvinfer1::version_of_library()) {
-    log.log(nvinfer1::ILogger::Severity::kINTERNAL_ERROR, "createInferRuntime: another version was asked for");
+    log.log(nvinfer1::ILogger::Severity::kINTERNAL_ERROR, "createInferRuntime: another version was requested");
     return nullptr;
   }
   return static_cast<nvinfer1::IRuntime*>(new nvinfer1::Runtime(log));

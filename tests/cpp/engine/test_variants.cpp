@@ -154,9 +154,9 @@ TEST_CASE("only variants of the requested backend may run") {
   variants.add({}, "torchscript").add();
   const ChosenEngine choice = variants.choose("fixture");
   CHECK(choice.index == 1);
-  CHECK(choice.variants[0].refusal == "only 'fixture' was asked for");
+  CHECK(choice.variants[0].refusal == "only 'fixture' was requested");
   const CapturedLog captured;
-  CHECK(contains(failure_of([&] { variants.choose("openvino"); }).what(), "only 'openvino' was asked for"));
+  CHECK(contains(failure_of([&] { variants.choose("openvino"); }).what(), "only 'openvino' was requested"));
 }
 
 TEST_CASE("HYBRID_RT_BACKEND is the default preference") {
@@ -175,7 +175,7 @@ TEST_CASE("a preference for several backends is an order") {
   CHECK(chosen_in_order("fixture,torchscript", variants.specs()) == std::vector<int64_t>{1, 2, 0});
   CHECK(chosen_in_order("fixture:bf16,fixture", variants.specs()) == std::vector<int64_t>{2, 1});
   CHECK(variants.choose("fixture:bf16").index == 2);
-  CHECK(variants.choose("fixture:bf16").variants[1].refusal == "only 'fixture:bf16' was asked for");
+  CHECK(variants.choose("fixture:bf16").variants[1].refusal == "only 'fixture:bf16' was requested");
 }
 
 TEST_CASE("a strict load does not fall back") {

@@ -146,7 +146,7 @@ TEST_CASE("check() chooses the same variant as load()") {
   CHECK(engines[0].segments == std::vector<std::string>{"backbone"});
   REQUIRE(engines[0].variants.size() == 2);
   CHECK(engines[0].variants[0].backend == "openvino");
-  CHECK(engines[0].variants[0].refusal == "only 'torchscript' was asked for");
+  CHECK(engines[0].variants[0].refusal == "only 'torchscript' was requested");
   CHECK_FALSE(engines[0].variants[0].chosen);
   CHECK(engines[0].variants[1].backend == "torchscript");
   CHECK(engines[0].variants[1].chosen);
@@ -164,7 +164,7 @@ TEST_CASE("a backend that is not in the file can't be chosen") {
   const Error error = failure_of([] { hybrid_rt::load(bundle(), {.backend = "nonesuch"}); });
   CHECK(error.kind() == ErrorKind::kBackend);
   CHECK(contains(error.what(), "engine 'backbone': expected a variant that can run on this machine, got none of 2:"));
-  CHECK(contains(error.what(), "torchscript (fp32): only 'nonesuch' was asked for"));
+  CHECK(contains(error.what(), "torchscript (fp32): only 'nonesuch' was requested"));
 }
 
 TEST_CASE("load() refuses a device that no variant runs on") {

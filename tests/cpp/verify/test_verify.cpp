@@ -69,7 +69,7 @@ TEST_CASE("missing and extra boxes are named") {
   CHECK(hybrid_rt::compare(two, two, {}, "here").passed());
   const Verification lost = hybrid_rt::compare(two, one, {}, "here");
   REQUIRE(lost.failures.size() == 1);
-  CHECK(contains(lost.failures[0], "here, image 0: 1 of 2 boxes found again among 1"));
+  CHECK(contains(lost.failures[0], "here, image 0: 1 of 2 boxes matched among 1"));
   CHECK(contains(lost.failures[0], "the detector's box of label 1, score 0.800 at (20.0, 0.0, 30.0, 10.0)"));
   CHECK(contains(hybrid_rt::compare(one, two, {}, "here").failures.at(0), "the hybrid's box of label 1, score 0.800"));
 }

@@ -73,7 +73,7 @@ def test_a_policy_of_tensorrt_alone_leaves_no_variant(bank: Path) -> None:
     with refused("expected a variant that can run on this machine, got none of 4:") as caught:
         hybrid_rt.load(bank, backend="tensorrt")
     assert str(caught.value).count("it was compiled for a CUDA device, and there is none") == 2
-    assert str(caught.value).count("only 'tensorrt' was asked for") == 2
+    assert str(caught.value).count("only 'tensorrt' was requested") == 2
 
 
 @needs_none

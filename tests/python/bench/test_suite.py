@@ -280,7 +280,7 @@ def test_boxes_that_differ_are_shown(tmp_path: Path) -> None:
     results = run(subject(Wavering), chosen, tmp_path, Settings(rounds=1, warm_up=0, threads=1))
     assert results[0].differences == []
     assert results[1].differences[0].startswith("image 0: ")
-    assert "boxes found again" in results[1].differences[0]
+    assert "boxes matched" in results[1].differences[0]
 
 
 def test_hybrids_of_fixed_sizes_take_the_images_alone(tmp_path: Path) -> None:
@@ -332,7 +332,7 @@ def result(case: Case, median: float = 0.0, failure: str = "", differences: Sequ
 
 RESULTS = [
     result(Case("eager"), 40.0),
-    result(Case("hybrid", "openvino"), 10.0, differences=["image 0: 9 of 10 boxes found again"]),
+    result(Case("hybrid", "openvino"), 10.0, differences=["image 0: 9 of 10 boxes matched"]),
     result(Case("whole", "aot_inductor"), failure="prepare: a | b <c>"),
 ]
 
@@ -342,7 +342,7 @@ def test_a_table_shows_speed_up_boxes_and_failures() -> None:
     assert tables.rows(RESULTS)[1][1:5] == ("10.0", "11.0", "12.0", "4.00")
     assert tables.rows(RESULTS)[1][-1] == "9 of 10: differs"
     page = tables.markdown(Machine.here(2), RESULTS, rounds=20)
-    assert "- hybrid openvino fp32, Python: image 0: 9 of 10 boxes found again" in page
+    assert "- hybrid openvino fp32, Python: image 0: 9 of 10 boxes matched" in page
     assert r"- whole detector in aot_inductor fp32, Python: prepare: a \| b \<c>" in page
 
 

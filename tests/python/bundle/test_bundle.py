@@ -197,7 +197,7 @@ def test_check_says_which_variant_would_run(demo_bundle: Path) -> None:
     assert engine.chosen == engine.variants[0]
     (engine,) = hybrid_rt.check(demo_bundle, backend="torchscript")
     assert engine.chosen == engine.variants[1]
-    assert engine.variants[0].refusal == "only 'torchscript' was asked for"
+    assert engine.variants[0].refusal == "only 'torchscript' was requested"
     (engine,) = hybrid_rt.check(demo_bundle, "cuda")
     assert engine.variants[0].refusal == "runs on cpu, not on cuda"
 

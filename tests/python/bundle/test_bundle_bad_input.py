@@ -467,7 +467,7 @@ def test_the_environment_names_the_backend(small_bundle: Path, monkeypatch: pyte
     monkeypatch.setenv("HYBRID_RT_BACKEND", "torchscript")
     (engine,) = hybrid_rt.engines(hybrid_rt.load(small_bundle))
     assert engine["backend"] == "torchscript"
-    assert engine["variants"][0]["refusal"] == "only 'torchscript' was asked for"
+    assert engine["variants"][0]["refusal"] == "only 'torchscript' was requested"
     assert hybrid_rt.check(small_bundle)[0].chosen.backend == "torchscript"
     # The argument takes precedence over the environment.
     assert hybrid_rt.engines(hybrid_rt.load(small_bundle, backend="openvino"))[0]["backend"] == "openvino"
@@ -485,8 +485,8 @@ def test_an_unknown_backend_in_the_environment_fails(small_bundle: Path, monkeyp
     monkeypatch.setenv("HYBRID_RT_BACKEND", "opnvino")
     with pytest.raises(BackendError) as caught:
         hybrid_rt.load(small_bundle)
-    assert "\n  openvino (fp32): only 'opnvino' was asked for" in str(caught.value)
-    assert "\n  torchscript (fp32): only 'opnvino' was asked for" in str(caught.value)
+    assert "\n  openvino (fp32): only 'opnvino' was requested" in str(caught.value)
+    assert "\n  torchscript (fp32): only 'opnvino' was requested" in str(caught.value)
 
 
 @pytest.mark.parametrize("device", ["gpu", "cpu:x", ""])

@@ -261,8 +261,8 @@ def doubled(times: int) -> bytes:
         (PROTO + b"c__torch__.torch.classes.c10d\nStore\n.", "a class of c10d"),
         (PROTO + b"c__torch__.torch.classes.hybrid_rt\nEngine\n.", ""),
         (PROTO + b"Nr\xff\xff\xff\xff.", "a pickle that numbers its objects otherwise than torch"),
-        (PROTO + b"h\x00.", "a pickle that takes a value that is not there"),
-        (PROTO + b"a.", "a pickle that takes a value that is not there"),
+        (PROTO + b"h\x00.", "a pickle that takes a missing value"),
+        (PROTO + b"a.", "a pickle that takes a missing value"),
         (PROTO + b"NNa.", "a pickle that adds to a value that is not a container"),
         (PROTO + b"X\xff\xff\xff\xffa.", "a pickle that ends too early"),
         (PROTO + b"K\x01", "a pickle that ends too early"),
@@ -290,10 +290,10 @@ def test_the_code_of_an_archive_is_bounded_in_all() -> None:
     ("number", "name", "got"),
     [
         (b"K\x01", b"K\x00", ""),
-        (b"K\x02", b"K\x00", "the number of a text that is not there"),
-        (b"J\xff\xff\xff\xff", b"K\x00", "the number of a text that is not there"),
-        (b"\x8a\x07" + bytes(6) + b"\x20", b"K\x00", "the number of a text that is not there"),
-        (b"K\x01", b"J\xff\xff\xff\x7f", "the number of a text that is not there"),
+        (b"K\x02", b"K\x00", "the index of a missing string"),
+        (b"J\xff\xff\xff\xff", b"K\x00", "the index of a missing string"),
+        (b"\x8a\x07" + bytes(6) + b"\x20", b"K\x00", "the index of a missing string"),
+        (b"K\x01", b"J\xff\xff\xff\x7f", "the index of a missing string"),
     ],
 )
 def test_texts_of_source_ranges_are_in_their_table(number: bytes, name: bytes, got: str) -> None:

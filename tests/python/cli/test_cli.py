@@ -66,7 +66,7 @@ def test_convert_the_demo_detector(
     )
     out, err = capsys.readouterr()
     assert "FasterRCNN -> " in out
-    assert "boxes found again" in out
+    assert "boxes matched" in out
     assert "done save" in err
     assert len(hybrid_rt.load(path)([read_picture(demo_picture)])[0]["boxes"]) >= 5
 
@@ -296,7 +296,7 @@ def test_check_as_json(demo_bundle: Path, capsys: pytest.CaptureFixture[str]) ->
                     "backend": "openvino",
                     "precision": "fp32",
                     "chosen": False,
-                    "refusal": "only 'torchscript' was asked for",
+                    "refusal": "only 'torchscript' was requested",
                 },
                 {"backend": "torchscript", "precision": "fp32", "chosen": True, "refusal": ""},
             ],

@@ -240,7 +240,7 @@ def test_the_result_lists_the_output(tmp_path: Path) -> None:
 def test_a_detector_of_tensors_has_the_examples_size(tmp_path: Path) -> None:
     path = tmp_path / "fixed.pt"
     result = hybrid_rt.convert(small_detector(), (small_picture(),), path, segments="backbone")
-    assert "boxes found again" not in str(result.report)
+    assert "boxes matched" not in str(result.report)
     assert "verified in fp32\n" in str(result.report)
     assert "\n  backbone: greatest relative error " in str(result.report)
     module = hybrid_rt.load(path)

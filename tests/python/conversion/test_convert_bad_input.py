@@ -385,7 +385,7 @@ def test_a_hybrid_with_other_boxes_is_not_saved(refused: Refused) -> None:
     )
     assert text.startswith("hybrid_rt[verify]: the hybrid in fp32: expected the detector's results, got \n  input 1, ")
     assert "input 1, image 1: " in text
-    assert "boxes found again among " in text
+    assert "boxes matched among " in text
     assert "image 0" not in text
     assert "Nothing was saved." in text
 
@@ -425,9 +425,7 @@ def test_a_refusal_names_the_worst_segment_output_and_image(refused: Refused, mo
     )
     first, second = [line.strip() for line in text.splitlines()[1:3]]
     assert re.match(r"worst: engine 'detector.backbone' on torchscript at 1x3x\d+x\d+, output '", first)
-    assert re.match(
-        r"worst: input \d, image \d: \d+ of \d+ boxes found again among .*; the \w+'s box of label ", second
-    )
+    assert re.match(r"worst: input \d, image \d: \d+ of \d+ boxes matched among .*; the \w+'s box of label ", second)
 
 
 def test_a_detector_that_finds_nothing_is_refused_with_advice(refused: Refused, tmp_path: Path) -> None:

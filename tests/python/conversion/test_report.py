@@ -65,10 +65,10 @@ def test_a_report_of_nothing_compared_or_measured_fits_the_schema(tmp_path: Path
     values = report.to_json()
     assert errors_of(values) == []
     assert (values["verification"], values["thresholds"], values["measurement"]) == (None, None, None)
-    assert values["not_measured"] == "not asked for"
+    assert values["not_measured"] == "not requested"
     text = str(report)
     assert "not verified" in text
-    assert "not measured: not asked for" in text
+    assert "not measured: not requested" in text
 
 
 @pytest.mark.slow
@@ -245,7 +245,7 @@ def test_the_text_says_what_counts(report: ConversionReport, width: int) -> None
     assert "1 round, alternately" in text
     assert "an image size not seen before: not measured, its segments always get images of the same size" in text
     matched = sum(match.matched for match in report.verification.pictures)
-    assert f"verified in fp32: {matched} of {matched} boxes found again, box drift " in text
+    assert f"verified in fp32: {matched} of {matched} boxes matched, box drift " in text
     assert "\n  backbone+detector.classes: greatest relative error " in text
 
 

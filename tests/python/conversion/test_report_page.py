@@ -191,7 +191,7 @@ def test_the_page_says_what_the_report_says(browser: Browser, demo_page: tuple[P
     page = Opened(browser, path).page
     text = page.locator("main").inner_text()
     matched, expected = report.boxes
-    assert f"Verified: {matched} of {expected} boxes found again" in text
+    assert f"Verified: {matched} of {expected} boxes matched" in text
     assert f"{report.measurement.gain:.2f}\N{MULTIPLICATION SIGN}" in text
     assert f"{report.predicted_gain:.2f}\N{MULTIPLICATION SIGN}" in text
     assert f"{report.measurement.new_size.height}x{report.measurement.new_size.width}, a size" in text
@@ -230,7 +230,7 @@ def test_a_report_of_tensors_alone_renders(browser: Browser, tmp_path: Path) -> 
     assert opened.errors == []
     text = opened.page.locator("main").inner_text()
     assert "Not verified" in text
-    assert "Not measured: not asked for." in text
+    assert "Not measured: not requested." in text
     assert opened.sizes_of_pictures() == []
     assert opened.page.evaluate("document.documentElement.scrollWidth") <= NARROW
 
@@ -242,14 +242,14 @@ def test_boxes_of_one_side_are_red(browser: Browser, tmp_path: Path) -> None:
     ).report
     (picture,) = report.pictures
     lonely = [replace(box, matched=False) for box in picture.found[:2]]
-    verification = replace(report.verification, failures=["input 0, image 0: <3 of 9 boxes> found again"])
+    verification = replace(report.verification, failures=["input 0, image 0: <3 of 9 boxes> matched"])
     replace(report, pictures=[replace(picture, found=[*lonely, *picture.found[2:]])], verification=verification).save(
         tmp_path / "x.html"
     )
     opened = Opened(browser, tmp_path / "x.html")
     assert opened.errors == []
     assert opened.page.locator(".verdict").inner_text() == "Verification failed"
-    assert opened.page.locator("li").first.inner_text() == "input 0, image 0: <3 of 9 boxes> found again"
+    assert opened.page.locator("li").first.inner_text() == "input 0, image 0: <3 of 9 boxes> matched"
     assert opened.page.locator("figure").nth(1).locator("rect.lonely").count() == 2
     strokes = opened.page.evaluate(
         "['.box.lonely', '.box:not(.lonely)'].map((kind) => getComputedStyle(document.querySelector(kind)).stroke)"

@@ -155,7 +155,7 @@ def test_recall_is_known_both_ways() -> None:
 
 def test_the_best_box_without_a_partner_is_named() -> None:
     assert match_boxes(two_people(), first(1)).lost == (
-        "the detector's box of label 1, score 0.800 at (100.0, 100.0, 200.0, 200.0) is not found again"
+        "the detector's box of label 1, score 0.800 at (100.0, 100.0, 200.0, 200.0) has no match"
     )
     assert match_boxes(first(0), two_people()).lost == (
         "the hybrid's box of label 1, score 0.900 at (0.0, 0.0, 100.0, 100.0) is not the detector's"

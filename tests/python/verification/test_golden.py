@@ -248,7 +248,7 @@ def test_a_bundle_passes_in_cpp(program: str, demo_bundle: Path, list_bundle: Pa
     lines = done.stdout.splitlines()
     assert lines[0] == f"{demo_bundle}: matches its detector"
     assert lines[1].startswith("  backbone: openvino ")
-    assert " boxes found again among " in lines[2]
+    assert " boxes matched among " in lines[2]
     for path in (list_bundle, tuple_bundle):
         done = run(program, path, "--json")
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
@@ -382,7 +382,7 @@ def test_a_missing_or_unlisted_record_is_damage(list_bundle: Path, tmp_path: Pat
 
 
 def test_a_backend_that_cannot_run_has_a_specific_error(list_bundle: Path, program: str) -> None:
-    with pytest.raises(BackendError, match="only 'openvino' was asked for"):
+    with pytest.raises(BackendError, match="only 'openvino' was requested"):
         verify_golden(list_bundle, backend="openvino")
     assert run(program, list_bundle, "--backend", "openvino").returncode == 4
 
@@ -392,7 +392,7 @@ def test_inspect_shows_the_sample(list_bundle: Path, tuple_bundle: Path, capsys:
     out = capsys.readouterr().out
     boxes = sum(len(picture["boxes"]) for picture in read(list_bundle).expected)
     assert f"golden sample: input 3x32x32, 3x48x40; the detector found {boxes} boxes\n" in out
-    assert f"verified in fp32: {boxes} of {boxes} boxes found again, box drift 0.00 pixels, score drift " in out
+    assert f"verified in fp32: {boxes} of {boxes} boxes matched, box drift 0.00 pixels, score drift " in out
     assert "  detector.backbone: greatest relative error " in out
     assert main(["inspect", str(tuple_bundle)]) == 0
     assert "golden sample: input 1x3x32x32; the detector found 3 tensors\n" in capsys.readouterr().out

@@ -196,11 +196,11 @@ def test_random_detections_are_matched_as_by_the_reference(limits: Thresholds) -
         texts = differences(match, limits)
         assert all(text in " ".join(verification.failures) for text in texts), seed
         text = " ".join(verification.failures)
-        verdicts |= {word for word in ("boxes found", "masks differ", "keypoints are", "fields") if word in text}
+        verdicts |= {word for word in ("boxes matched", "masks differ", "keypoints are", "fields") if word in text}
         verdicts.add(str(verification.passed))
         verdicts |= {"at cut"} if match.at_cut else set()
     # Each kind of verdict occurred.
-    assert verdicts == {"boxes found", "masks differ", "keypoints are", "fields", "True", "False", "at cut"}
+    assert verdicts == {"boxes matched", "masks differ", "keypoints are", "fields", "True", "False", "at cut"}
 
 
 def test_boxes_thinner_than_a_pixel_are_matched_as_by_the_reference() -> None:
@@ -253,7 +253,7 @@ def test_values_of_a_match_that_was_worked_out_by_hand() -> None:
         found_at_cut=1,
         max_box_drift=1.0,
         where="here",
-        lost="the detector's box of label 2, score 0.800 at (20.0, 0.0, 30.0, 10.0) is not found again",
+        lost="the detector's box of label 2, score 0.800 at (20.0, 0.0, 30.0, 10.0) has no match",
     )
 
 

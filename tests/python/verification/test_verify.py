@@ -254,8 +254,8 @@ def test_missing_box_is_a_failure_that_says_which() -> None:
         compare_results([detections(*THREE)], [detections(*THREE[:2])], THRESHOLDS["fp32"], "input 4")
     )
     assert verification.failures == [
-        "input 4, image 0: 2 of 3 boxes found again among 2 (same label, IoU >= 0.99, score within 0.001); "
-        "the detector's box of label 1, score 0.900 at (0.0, 20.0, 10.0, 30.0) is not found again"
+        "input 4, image 0: 2 of 3 boxes matched among 2 (same label, IoU >= 0.99, score within 0.001); "
+        "the detector's box of label 1, score 0.900 at (0.0, 20.0, 10.0, 30.0) has no match"
     ]
 
 
@@ -312,7 +312,7 @@ def test_the_error_begins_with_the_worst_output_and_image() -> None:
         require(verification)
     lines = [line.strip() for line in str(caught.value).splitlines()[1:-1]]
     assert lines[0].startswith("worst: engine 'body' on b, output 'x': relative error 4 (allowed 0.001)")
-    assert lines[1].startswith("worst: input 1, image 0: 0 of 3 boxes found again among 0")
+    assert lines[1].startswith("worst: input 1, image 0: 0 of 3 boxes matched among 0")
     assert [line.split(":")[0] for line in lines[2:]] == [
         "engine 'body' on a, output 'x'",
         "engine 'body' on c, output 'x'",
@@ -427,7 +427,7 @@ def test_another_detector_than_the_bundles_fails(
     finally:
         demo_detector.roi_heads.score_thresh = least
     assert not verification.passed
-    assert "boxes found again" in verification.failures[0]
+    assert "boxes matched" in verification.failures[0]
 
 
 def test_a_box_at_the_threshold_is_not_a_difference() -> None:

@@ -201,13 +201,13 @@ TEST_CASE("rules of one call") {
     caller.prepare();
     caller.context->setDeviceMemoryV2(caller.scratch, static_cast<int64_t>(caller.scratch_size) - 1);
     CHECK_FALSE(caller.enqueue());
-    CHECK(breaches() == "the scratch memory is smaller than what was asked for");
+    CHECK(breaches() == "the scratch memory is smaller than requested");
   }
-  SUBCASE("scratch memory of another shape, whose size was not asked for again") {
+  SUBCASE("scratch memory of another shape, whose size was not requested again") {
     caller.prepare();
     caller.set_shape(2);
     CHECK_FALSE(caller.enqueue());
-    CHECK(breaches() == "the scratch memory is smaller than what was asked for");
+    CHECK(breaches() == "the scratch memory is smaller than requested");
   }
   SUBCASE("an output that is larger than its memory") {
     caller.prepare();
