@@ -24,12 +24,12 @@ from .protocol import failure_text, replies
 def main(job_file: str) -> int:
     """Prepares the job, and prints one line of JSON: {"seconds", "segments"}, or {"error"}."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with replies() as say:
+    with replies() as reply:
         try:
-            say(_prepare(json.loads(Path(job_file).read_text())))
+            reply(_prepare(json.loads(Path(job_file).read_text())))
             return 0
         except Exception as error:  # of any compiler
-            say({"error": failure_text(error)})
+            reply({"error": failure_text(error)})
             return 1
 
 

@@ -21,11 +21,11 @@ def replies() -> Iterator[Callable[[Any], None]]:
     os.dup2(2, 1)
     with os.fdopen(kept, "w") as stream:
 
-        def say(reply: Any) -> None:
+        def send(reply: Any) -> None:
             stream.write(json.dumps(reply) + "\n")
             stream.flush()
 
-        yield say
+        yield send
 
 
 def failure_text(error: BaseException) -> str:

@@ -32,16 +32,16 @@ from .protocol import failure_text, replies
 def main(job_file: str) -> int:
     """Answers requests until stdin ends."""
     job = json.loads(Path(job_file).read_text())
-    with replies() as say:
+    with replies() as reply:
         try:
-            _work(job, say)
+            _work(job, reply)
             return 0
         except Exception as error:  # of any runtime
-            say({"error": failure_text(error)})
+            reply({"error": failure_text(error)})
             return 1
 
 
-def _work(job: dict[str, Any], say: Callable[[Any], None]) -> None:
+def _work(job: dict[str, Any], reply: Callable[[Any], None]) -> None:
     torch.set_num_threads(job["threads"])
     if job["runtime"] in ("torchscript", "eager", "compile"):
         import torchvision  # noqa: F401  its operators are loaded before the clock starts
@@ -56,19 +56,19 @@ def _work(job: dict[str, Any], say: Callable[[Any], None]) -> None:
     _wait_for(device)
     gc.collect()
     gc.freeze()  # else a call may wait for Python's collector, which takes 200 ms to look through torch's objects
-    say(loaded)
+    reply(loaded)
     with torch.inference_mode():
         for line in sys.stdin:
             command, *numbers = line.split()
             if command == "memory":
-                say({"peak": _peak_memory()})
+                reply({"peak": _peak_memory()})
                 continue
             picture = pictures[int(numbers[0])]
             start = time.perf_counter()
             result = detector([picture])
             _wait_for(device)
             milliseconds = (time.perf_counter() - start) * 1e3
-            say(_boxes(result) if command == "boxes" else {"ms": milliseconds})
+            reply(_boxes(result) if command == "boxes" else {"ms": milliseconds})
 
 
 def _wait_for(device: torch.device) -> None:

@@ -352,7 +352,7 @@ class _CutDetector(nn.Module):
         shapes = [tensor.shape for tensor in tensors]
         if [tree for tree, _ in given] != list(self._head.arguments.values()) or not self._head.takes(shapes):
             expected = " and ".join(
-                [spec.sizes for spec in self._head.specs] + [told for told, _ in self._head.conditions]
+                [spec.sizes for spec in self._head.specs] + [text for text, _ in self._head.conditions]
             )
             raise CaptureError.make(
                 "capture",

@@ -34,7 +34,7 @@ _FURTHER = 32
 """Pixels by which images are enlarged to find inputs that vary with them: one stride of a usual backbone."""
 
 
-def find_images(detector: nn.Module, example: tuple[Any, ...], told: Images | None = None) -> ImageInputs:
+def find_images(detector: nn.Module, example: tuple[Any, ...], option: Images | None = None) -> ImageInputs:
     """Returns which of a detector's inputs are images.
 
     By default, images are the inputs whose pixels reach a convolution. In a detector without convolutions, they are
@@ -44,50 +44,52 @@ def find_images(detector: nn.Module, example: tuple[Any, ...], told: Images | No
     Args:
         detector: the detector. It is run, unless its only argument is one list or batch of usual images.
         example: its positional arguments.
-        told: the user's option, see :data:`Images`; None: determine the images. Empty: no input is an image.
+        option: the user's option, see :data:`Images`; None: determine the images. Empty: no input is an image.
 
     Raises:
         OptionError: The option does not fit the example.
     """
-    usual = _only_images(example) if told is None else None
+    usual = _only_images(example) if option is None else None
     if usual is not None:
         return ImageInputs(usual)
     before = StateWatch(detector)
     try:
-        layouts = _found_layouts(detector, example) if told is None else given_layouts(detector, example, told)
-        if told is None:
+        layouts = _found_layouts(detector, example) if option is None else given_layouts(detector, example, option)
+        if option is None:
             layouts = _with_batches(detector, example, layouts)
         return _with_companions(detector, example, ImageInputs(layouts))
     finally:
         before.restore()  # a run that was cut short may have left the detector in any state
 
 
-def check_images(detector: nn.Module, example: tuple[Any, ...], told: Images | None) -> None:
+def check_images(detector: nn.Module, example: tuple[Any, ...], option: Images | None) -> None:
     """Checks the option ``images`` before long work.
 
     Raises:
         OptionError: It does not fit the example.
     """
-    if told is not None:
-        given_layouts(detector, example, told, run=False)
+    if option is not None:
+        given_layouts(detector, example, option, run=False)
 
 
-def given_layouts(detector: nn.Module, example: tuple[Any, ...], told: Images, *, run: bool = True) -> dict[Place, str]:
+def given_layouts(
+    detector: nn.Module, example: tuple[Any, ...], option: Images, *, run: bool = True
+) -> dict[Place, str]:
     """Returns the places and layouts that the user named; ``run``: find missing layouts by running the detector."""
-    if isinstance(told, (str, bytes)) or not isinstance(told, (Sequence, Mapping)):
-        raise _refused("images", "a list of inputs, or a dict of inputs and their layouts", repr(told))
+    if isinstance(option, (str, bytes)) or not isinstance(option, (Sequence, Mapping)):
+        raise _refused("images", "a list of inputs, or a dict of inputs and their layouts", repr(option))
     tensors = {place: leaf for place, leaf in places_of(example) if isinstance(leaf, Tensor)}
     layouts: dict[Place, str] = {}
     unknown: dict[Place, Tensor] = {}
-    for which in told:
+    for which in option:
         way = _way(detector, example, which)
         inside = {place: leaf for place, leaf in tensors.items() if place[: len(way)] == way}
         if not inside:
             raise _refused(f"images, {which!r}", f"a tensor there; the tensors are {_written(tensors)}", "none")
         for place, leaf in inside.items():
             general = (*way, *general_place(example, place)[len(way) :])
-            if isinstance(told, Mapping):
-                layouts[general] = _checked(told[which], which, leaf)
+            if isinstance(option, Mapping):
+                layouts[general] = _checked(option[which], which, leaf)
             elif leaf.dim() in _LAYOUTS:
                 unknown.setdefault(general, leaf)
             else:

@@ -295,7 +295,7 @@ def capture(
     """Captures segments that feed each other directly as one program.
 
     Args:
-        observation: the detector's run on its example; compilers are told to expect its sizes.
+        observation: the detector's run on its example; compilers optimize for its sizes.
         names: the segments, in the order in which they are called: one, or several as :func:`segments.fuse_groups`
             grouped them.
         runs: recorded calls at other sizes. Those outside ``ranges`` are left out.

@@ -47,7 +47,7 @@ UNBOUNDED = -1
 class TensorSpec:
     """An input or output of a segment; for each dimension d, min[d] <= size <= max[d] (``UNBOUNDED``: no maximum).
 
-    ``opt`` is the size that the compiler is told to expect most. ``dtype`` is torch's name, e.g. ``"float32"``.
+    ``opt`` is the size that the compiler optimizes for. ``dtype`` is torch's name, e.g. ``"float32"``.
     """
 
     name: str

@@ -138,11 +138,9 @@ def in_cpp(path: Path) -> str:
     done = subprocess.run([program, path, "--verify", "--json"], capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return "equal"
-    told = done.stderr.strip() or done.stdout
+    log = done.stderr.strip() or done.stdout
     golden = hybrid_rt.inspect(path).get("golden") or {}
-    return (
-        f"no sample: {golden['absent']}" if "absent" in golden else f"exit {done.returncode}: {first_line(told, 160)}"
-    )
+    return f"no sample: {golden['absent']}" if "absent" in golden else f"exit {done.returncode}: {first_line(log, 160)}"
 
 
 def run_child(name: str, limit: float, folder: Path) -> Result:
@@ -159,8 +157,8 @@ def run_child(name: str, limit: float, folder: Path) -> Result:
             return Result(name, error=f"no result after {limit:.0f} s", seconds=limit)
     if target.exists():
         return Result(**json.loads(target.read_text()))
-    told = [line for line in (folder / "log").read_text().splitlines() if line.strip()]
-    return Result(name, error=f"exit {code}: {first_line(told[-1] if told else 'nothing on stderr')}")
+    lines = [line for line in (folder / "log").read_text().splitlines() if line.strip()]
+    return Result(name, error=f"exit {code}: {first_line(lines[-1] if lines else 'nothing on stderr')}")
 
 
 def markdown(results: Sequence[Result], *, with_speed: bool) -> str:

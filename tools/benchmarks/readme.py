@@ -61,7 +61,7 @@ MEASUREMENTS: Mapping[str, Measurement] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures, unless told only to write the page, and writes the page."""
+    """Measures, unless only the page is requested, and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=list(MEASUREMENTS), choices=list(MEASUREMENTS))
     parser.add_argument("--render", action="store_true", help="write README.md from the kept results, measure nothing")

@@ -35,7 +35,7 @@ std::FILE* take_stdout() {
   return replies;
 }
 
-void say(std::FILE* replies, const json& reply) {
+void send(std::FILE* replies, const json& reply) {
   std::fputs((reply.dump(-1, ' ', false, json::error_handler_t::replace) + "\n").c_str(), replies);
   std::fflush(replies);
 }
@@ -101,12 +101,12 @@ void work(const json& job, std::FILE* replies) {
     inputs.push_back({c10::List<at::Tensor>({picture.to(device)})});
   }
   hybrid_rt::wait_for(device);
-  say(replies, ready);
+  send(replies, ready);
 
   const c10::InferenceMode inference;
   for (std::string command; std::cin >> command;) {
     if (command == "memory") {
-      say(replies, {{"peak", peak_memory()}});
+      send(replies, {{"peak", peak_memory()}});
       continue;
     }
     size_t picture = 0;
@@ -115,7 +115,7 @@ void work(const json& job, std::FILE* replies) {
     const c10::IValue result = module.forward(inputs.at(picture));
     hybrid_rt::wait_for(device);
     const double time = milliseconds_since(called);
-    say(replies, command == "boxes" ? boxes_of(result) : json{{"ms", time}});
+    send(replies, command == "boxes" ? boxes_of(result) : json{{"ms", time}});
   }
 }
 
@@ -132,9 +132,9 @@ int main(int count, char** arguments) {
     work(json::parse(std::ifstream(arguments[1])), replies);
     return 0;
   } catch (const c10::Error& error) {
-    if (replies != nullptr) say(replies, {{"error", error.what_without_backtrace()}});
+    if (replies != nullptr) send(replies, {{"error", error.what_without_backtrace()}});
   } catch (const std::exception& error) {
-    if (replies != nullptr) say(replies, {{"error", error.what()}});
+    if (replies != nullptr) send(replies, {{"error", error.what()}});
   }
   return 1;
 }

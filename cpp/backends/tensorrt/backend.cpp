@@ -89,8 +89,8 @@ extern "C" __attribute__((visibility("default"))) const char* hybrid_rt_tensorrt
       libraries.push_back(
           {{"name", name}, {"path", library.path()}, {"version", library.version()}, {"reason", reason}});
     }
-    const nlohmann::json told = {{"driver", hybrid_rt::tensorrt::driver_cuda_version()}, {"libraries", libraries}};
-    return told.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+    const nlohmann::json facts = {{"driver", hybrid_rt::tensorrt::driver_cuda_version()}, {"libraries", libraries}};
+    return facts.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
   }();
   return text.c_str();
 }

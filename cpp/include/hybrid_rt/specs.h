@@ -11,7 +11,7 @@
 namespace hybrid_rt {
 
 /// An input or output tensor of an engine. Each dimension d satisfies min[d] <= size <= max[d]; opt[d] is the size that
-/// the compiler was told to expect most. max[d] == kUnbounded: no upper bound.
+/// the compiler optimizes for. max[d] == kUnbounded: no upper bound.
 struct TensorSpec {
   static constexpr int64_t kUnbounded = -1;  ///< as a maximum: no upper bound
 

@@ -140,7 +140,7 @@ std::vector<VariantCheck> checks_of(const std::vector<Candidate>& candidates) {
   return checks;
 }
 
-/// Runs an engine once on zeros of the sizes that its compiler was told to expect.
+/// Runs an engine once on zeros of the sizes that its compiler optimized for.
 void warm_up(Engine& engine, const ArtifactSpec& spec, const EngineOptions& options) {
   std::vector<at::Tensor> inputs;
   for (const TensorSpec& input : spec.inputs) {

@@ -57,7 +57,7 @@ Leaves leaves_of(const c10::IValue& value) {
 
 bool is_tensor(const c10::IValue& value) { return value.isTensor() && value.toTensor().defined(); }
 
-std::string told(const c10::IValue& value) {
+std::string described(const c10::IValue& value) {
   if (is_tensor(value)) return "a tensor";
   if (is_absent(value)) return "None";
   if (value.isString()) return "'" + value.toStringRef().substr(0, kLongestText) + "'";
@@ -124,7 +124,7 @@ void compare_leaves(Comparison& comparison, const c10::IValue& expected, const c
       if (error.relative_error <= thresholds.relative_error) continue;
       fail(", output '" + name + "': " + error_text(error, thresholds), severity_of(error));
     } else if (is_tensor(leaf) || is_tensor(other) || !are_equal(leaf, other, thresholds)) {
-      fail(", output '" + name + "': " + told(leaf) + " expected, " + told(other) + " found");
+      fail(", output '" + name + "': " + described(leaf) + " expected, " + described(other) + " found");
     }
   }
 }

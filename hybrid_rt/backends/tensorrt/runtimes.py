@@ -76,8 +76,8 @@ def run_half(plugin: str) -> RunHalf:
     """
     ask = ctypes.CDLL(plugin).hybrid_rt_tensorrt_libraries
     ask.restype = ctypes.c_char_p
-    told = json.loads(ask())
-    return RunHalf(told["driver"], {entry["name"]: entry for entry in told["libraries"]})
+    facts = json.loads(ask())
+    return RunHalf(facts["driver"], {entry["name"]: entry for entry in facts["libraries"]})
 
 
 def cuda_of(library: str, path: str) -> int | None:

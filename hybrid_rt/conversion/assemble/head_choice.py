@@ -160,6 +160,6 @@ def _short(reason: str) -> str:
     reason, code = split_code(reason)
     if reason.startswith("hybrid_rt["):
         reason = reason.partition(", got ")[2] or reason
-    told = " ".join(reason.partition("<--- HERE")[0].replace("~", " ").split())
-    told = told if len(told) <= _LONGEST_REASON else f"{told[:_LONGEST_REASON]} ..."
-    return f"{told} [{code}]" if code else told
+    message = " ".join(reason.partition("<--- HERE")[0].replace("~", " ").split())
+    message = message if len(message) <= _LONGEST_REASON else f"{message[:_LONGEST_REASON]} ..."
+    return f"{message} [{code}]" if code else message

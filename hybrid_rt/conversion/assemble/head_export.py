@@ -92,14 +92,14 @@ def exported_head(profile: Profile, builds: Sequence[EngineBuild]) -> torch.jit.
     try:
         return jit.script(module.eval())
     except CaptureError as error:
-        told = " ".join(
+        message = " ".join(
             split_code(str(error))[0].partition("got ")[2].partition("<--- HERE")[0].replace("~", " ").split()
         )
         raise CaptureError.make(
             "capture",
             SUBJECT,
             expected="a graph of torch.export whose operators TorchScript has",
-            got=told[:_LONGEST],
+            got=message[:_LONGEST],
             remedy="Put the module that calls the operator into a segment, or use head='trace'.",
             code="head-not-exportable",
         ) from error
@@ -124,9 +124,9 @@ def _checks(head: ExportedHead, tensors: Sequence[str]) -> Iterator[str]:
         yield f"assert {tensor}.dtype == torch.{spec.dtype}, {text!r}"
     got = " + ' and ' + ".join(f"str({tensor}.size())" for tensor in tensors)
     expected = " and ".join(spec.sizes for spec in head.specs)
-    told = [text for text, words in head.conditions if not is_plain(words, head.specs)]
-    if told:
-        expected += ", where " + " and ".join(dict.fromkeys(told))
+    conditions = [text for text, words in head.conditions if not is_plain(words, head.specs)]
+    if conditions:
+        expected += ", where " + " and ".join(dict.fromkeys(conditions))
     names = ", ".join(spec.name for spec in head.specs)
     message = f"hybrid_rt[head]: {names}: expected {expected}, got "
     allowed = [

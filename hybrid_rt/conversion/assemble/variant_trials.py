@@ -46,7 +46,7 @@ def _finished(outputs: list[Tensor], device: str) -> list[Tensor]:
 def fastest_first(build: EngineBuild, device: str = "cpu") -> tuple[EngineBuild, str]:
     """Orders the variants by their time on this machine; returns the engine and one line with the times.
 
-    Each variant runs on the device, at the size that the compiler was told to expect. Those that can't run there come
+    Each variant runs on the device, at the size that the compiler optimized for. Those that can't run there come
     last.
     """
     program, artifacts = build.program, build.artifacts

@@ -51,36 +51,36 @@ def report_text(report: ReportData, width: int | None = None) -> str:
     written = io.StringIO()
     console = Console(width=width or shutil.get_terminal_size((_USUAL_WIDTH, 24)).columns, file=written)
 
-    def say(text: str) -> None:
+    def write(text: str) -> None:
         console.print(Text(text), soft_wrap=True)
 
-    say(f"{report.detector} -> {report.path} ({report.file_size / 1e6:.1f} MB)")
+    write(f"{report.detector} -> {report.path} ({report.file_size / 1e6:.1f} MB)")
     console.print(_engines_table(report))
     for line in quantization_lines(report):
-        say(line)
+        write(line)
     for trial in report.precisions:
-        say(f"precision {trial.line}")
-    say(head_text(report))
+        write(f"precision {trial.line}")
+    write(head_text(report))
     if report.state:
-        say(f"as at conversion before each call: {', '.join(report.state)}")
+        write(f"as at conversion before each call: {', '.join(report.state)}")
     for given_up in report.given_up:
-        say(f"given up: {given_up.summary}")
+        write(f"given up: {given_up.summary}")
     if report.measurement is not None:
         console.print(_latency_table(report.measurement))
-        say(measured_text(report.measurement, report.predicted_gain))
-        say(new_size_text(report.measurement))
+        write(measured_text(report.measurement, report.predicted_gain))
+        write(new_size_text(report.measurement))
     else:
-        say(f"predicted: {report.predicted_gain:.2f} times as fast as eager; not measured: {report.not_measured}")
+        write(f"predicted: {report.predicted_gain:.2f} times as fast as eager; not measured: {report.not_measured}")
     for line in report.latency_contract.lines if report.latency_contract is not None else []:
-        say(line)
+        write(line)
     for line in summary(report.verification):
-        say(line)
+        write(line)
     if report.golden:
-        say(f"golden sample: {report.golden}")
+        write(f"golden sample: {report.golden}")
     for line in SignatureChange(tuple(report.signed_with), tuple(report.signatures_dropped)).notes:
-        say(line)
+        write(line)
     if report.class_names:
-        say(f"class names: {summary_of(report.class_names)}")
+        write(f"class names: {summary_of(report.class_names)}")
     return "\n".join(line.rstrip() for line in written.getvalue().splitlines())
 
 

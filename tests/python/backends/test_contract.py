@@ -141,7 +141,7 @@ def dynamic_program() -> Program:
 
 
 # Backends that take seconds for each program, and compile only one of the static structures.
-SLOW_COMPILERS = {"aot_inductor"}
+SLOW_COMPILERS = {"aot_inductor", "tvm"}
 
 
 def compiled(program: Program, backend: str) -> EngineModule:
