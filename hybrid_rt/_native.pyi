@@ -21,6 +21,7 @@ class LoadOptions:
         concurrency: int = 1,
         trusted_keys: list[bytes] = ...,
         allow: list[str] = ...,
+        pin_threads: bool = False,
     ) -> None: ...
 
 class OpenedEngine:

@@ -17,7 +17,8 @@ using hybrid_rt::LoadOptions;
 
 LoadOptions options_from(const std::string& device, const std::string& backend, int threads, bool emulate_precision,
                          bool strict, std::vector<std::pair<int64_t, int64_t>> warm_up, const std::string& trust,
-                         int concurrency, std::vector<std::string> trusted_keys, std::vector<std::string> allow) {
+                         int concurrency, std::vector<std::string> trusted_keys, std::vector<std::string> allow,
+                         bool pin_threads) {
   if (trust != "digests" && trust != "signed") {
     throw hybrid_rt::Error(hybrid_rt::ErrorKind::kOption, "bundle", "trust", "'digests' or 'signed'", "'" + trust + "'",
                            "Pass one of these.");
@@ -33,7 +34,8 @@ LoadOptions options_from(const std::string& device, const std::string& backend, 
             .trust = policy,
             .trusted_keys = std::move(trusted_keys),
             .concurrency = concurrency,
-            .allow = std::move(allow)};
+            .allow = std::move(allow),
+            .pin_threads = pin_threads};
   } catch (const c10::Error& error) {
     throw hybrid_rt::Error(hybrid_rt::ErrorKind::kOption, "bundle", "device", "a device such as 'cpu' or 'cuda:0'",
                            "'" + device + "'", error.what_without_backtrace());
@@ -160,7 +162,7 @@ PYBIND11_MODULE(_native, m) {
            py::arg("emulate_precision") = false, py::arg("strict") = false,
            py::arg("warm_up") = std::vector<std::pair<int64_t, int64_t>>(), py::arg("trust") = "digests",
            py::arg("concurrency") = 1, py::arg("trusted_keys") = std::vector<std::string>(),
-           py::arg("allow") = std::vector<std::string>());
+           py::arg("allow") = std::vector<std::string>(), py::arg("pin_threads") = false);
   m.def(
       "sign",
       [](const std::string& path, const std::string& private_key) {

@@ -80,7 +80,7 @@ def _wait_for(device: torch.device) -> None:
 def _open(job: dict[str, Any], device: torch.device) -> Any:
     path = Path(job["path"])
     if job["runtime"] == "hybrid":
-        return archive.load(path, device, threads=job["threads"])
+        return archive.load(path, device, threads=job["threads"], pin_threads=True)
     if job["runtime"] == "torchscript":
         module = jit.open_archive(path).eval()
         return module if device.type == "cpu" else jit.move_to_device(module, str(device))

@@ -158,6 +158,7 @@ def load(
     concurrency: int = 1,
     trusted_keys: Sequence[str | os.PathLike[str]] = (),
     allow: Sequence[str] | None = None,
+    pin_threads: bool = False,
 ) -> torch.jit.ScriptModule:
     """Loads a bundle as a module that behaves like the detector. Problems are raised here, not at the first call.
 
@@ -183,6 +184,9 @@ def load(
         allow: the backends that may run the file's engines, named as in `backend`; all others are refused, whatever
             the file or `backend` requests. `["openvino", "onnxruntime"]` keeps native code in the file from running
             (see docs/threat-model.md). None: those of the environment's HYBRID_RT_ALLOW, separated by commas, or all.
+        pin_threads: bind an engine's threads to CPUs during a call, if they occupy every CPU that the process may run
+            on and `concurrency` is 1. OpenVINO only. Not for a process that forks afterwards: the calls of all children
+            would share one CPU.
 
     Returns:
         The module; its forward takes and returns the same as the detector's in eval mode.
@@ -211,6 +215,7 @@ def load(
         concurrency=concurrency,
         trusted_keys=[os.fsencode(key) for key in trusted_keys],
         allow=_policy(allow),
+        pin_threads=pin_threads,
     )
     return jit.load(path, options)
 

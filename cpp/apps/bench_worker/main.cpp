@@ -51,7 +51,7 @@ torch::jit::Module open(const json& job, c10::Device device) {
     if (!device.is_cpu()) hybrid_rt::move_to(module, device);
     return module;
   }
-  return hybrid_rt::load(path, {.device = device, .threads = job.at("threads")});
+  return hybrid_rt::load(path, {.device = device, .threads = job.at("threads"), .pin_threads = true});
 }
 
 /// Returns the detections: the second element of (losses, detections) for torchvision's scripted detectors, otherwise

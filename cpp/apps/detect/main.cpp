@@ -308,7 +308,8 @@ void detect(const Options& options) {
                                            .threads = options.threads,
                                            .strict = options.strict,
                                            .trusted_keys = options.trusted_keys,
-                                           .allow = options.allow});
+                                           .allow = options.allow,
+                                           .pin_threads = true});
   });
   result.timing.load = load_stopwatch.milliseconds();
   if (options.class_names.empty()) result.class_names = hybrid_rt::class_names(module);

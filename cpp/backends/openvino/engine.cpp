@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -14,6 +15,7 @@
 #include "hybrid_rt/plugin/malformed.h"
 #include "hybrid_rt/plugin/nan_values.h"
 #include "hybrid_rt/plugin/output_memory.h"
+#include "thread_binding.h"
 
 namespace hybrid_rt::openvino {
 namespace {
@@ -83,6 +85,12 @@ int models_for(const EngineOptions& options, const at::Tensor& weights) {
   return options.threads == 1 && weights.nbytes() <= kMaxCopied ? options.concurrency : 1;
 }
 
+/// Returns true if OpenVINO binds the threads of a call to CPUs. Fewer threads than CPUs would be bound to the same few
+/// CPUs in each process.
+bool binds_threads(const EngineOptions& options) {
+  return options.pin_threads && options.concurrency == 1 && options.threads > 1 && occupy_every_cpu(options.threads);
+}
+
 /// Refuses a process that was forked after OpenVINO had compiled a model: it does not have OpenVINO's threads, and
 /// would wait for them forever.
 void check_process() {
@@ -118,7 +126,8 @@ std::vector<Handle<ov_compiled_model_t>> compile(const at::Tensor& xml, const at
     library.require(functions.ov_core_compile_model(
                         library.core(), model, "CPU", 12, &handle, "PERFORMANCE_HINT", "LATENCY", "NUM_STREAMS",
                         streams_text.c_str(), "INFERENCE_NUM_THREADS", threads.c_str(), "INFERENCE_PRECISION_HINT",
-                        precision.c_str(), "ENABLE_CPU_PINNING", "NO", "CPU_RUNTIME_CACHE_CAPACITY", kernels.c_str()),
+                        precision.c_str(), "ENABLE_CPU_PINNING", binds_threads(options) ? "YES" : "NO",
+                        "CPU_RUNTIME_CACHE_CAPACITY", kernels.c_str()),
                     "artifact");
     compiled.reset(handle);
   }
@@ -198,7 +207,10 @@ class OpenVinoEngine::Lease {
 
 OpenVinoEngine::OpenVinoEngine(const ArtifactSpec& spec, const at::Tensor& xml, at::Tensor weights,
                                std::vector<bool> sizes_only, const EngineOptions& options)
-    : weights_(std::move(weights)), loses_nan_(!asks_for_nan(xml)), output_is_sizes_only_(std::move(sizes_only)) {
+    : weights_(std::move(weights)),
+      loses_nan_(!asks_for_nan(xml)),
+      binds_threads_(binds_threads(options)),
+      output_is_sizes_only_(std::move(sizes_only)) {
   const Library& library = Library::instance();
   for (const TensorSpec& output : spec.outputs) {
     output_dtypes_.push_back(output.dtype);
@@ -214,7 +226,7 @@ OpenVinoEngine::OpenVinoEngine(const ArtifactSpec& spec, const at::Tensor& xml, 
   if (spec.precision == "bf16" && !library.has_native_bf16()) {
     description_ += in_bf16 ? " (emulated)" : " (this CPU has no bf16 instructions)";
   }
-  description_ += ", " + std::to_string(options.threads) + " threads";
+  description_ += ", " + std::to_string(options.threads) + (binds_threads_ ? " pinned threads" : " threads");
   if (options.concurrency > 1) description_ += " for each of " + std::to_string(options.concurrency) + " calls";
 }
 
@@ -244,7 +256,7 @@ std::vector<at::Tensor> OpenVinoEngine::run_into(const std::vector<Shape>& shape
       library.require(library.functions().ov_infer_request_set_output_tensor_by_index(request, i, tensor.get()),
                       "output " + std::to_string(i));
     }
-    library.require(library.functions().ov_infer_request_infer(request), "run");
+    infer(request);
   } catch (...) {
     lease.discard();
     throw;
@@ -261,7 +273,7 @@ ShapeCachingEngine::CopiedOutputs OpenVinoEngine::run_and_copy(at::ArrayRef<at::
   // Not from the pool, because this request owns its output tensors.
   const Handle<ov_infer_request_t> request = lease.make_request();
   set_inputs(request.get(), inputs);
-  library.require(functions.ov_infer_request_infer(request.get()), "run");
+  infer(request.get());
   SharedMemory shared(inputs);
   CopiedOutputs copied;
   for (size_t i = 0; i < output_dtypes_.size(); ++i) {
@@ -292,6 +304,13 @@ ShapeCachingEngine::CopiedOutputs OpenVinoEngine::run_and_copy(at::ArrayRef<at::
   }
   if (is_nan) fill_with_nan(copied.outputs);
   return copied;
+}
+
+void OpenVinoEngine::infer(ov_infer_request_t* request) const {
+  std::optional<KeptCpus> kept;
+  if (binds_threads_) kept.emplace();
+  const Library& library = Library::instance();
+  library.require(library.functions().ov_infer_request_infer(request), "run");
 }
 
 void OpenVinoEngine::set_inputs(ov_infer_request_t* request, at::ArrayRef<at::Tensor> inputs) {

@@ -44,6 +44,7 @@ class OpenVinoEngine : public ShapeCachingEngine {
   };
 
   Handle<ov_infer_request_t> make_request(size_t place) const;
+  void infer(ov_infer_request_t* request) const;
   static void set_inputs(ov_infer_request_t* request, at::ArrayRef<at::Tensor> inputs);
   /// If OpenVINO 2026.4 is told to write an output that shares memory with an input elsewhere, it takes the new memory
   /// for the input's and overwrites the input. Such outputs are always copied.
@@ -52,6 +53,7 @@ class OpenVinoEngine : public ShapeCachingEngine {
 
   at::Tensor weights_;
   bool loses_nan_;  // NaN in the inputs gets lost, so the outputs are set to NaN
+  bool binds_threads_;
   std::vector<c10::ScalarType> output_dtypes_;
   std::vector<bool> output_is_scalar_;
   std::vector<bool> output_is_sizes_only_;

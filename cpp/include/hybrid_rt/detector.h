@@ -21,8 +21,8 @@ namespace hybrid_rt {
 /// Options of a Detector.
 struct DetectorOptions {
   /// Load options of the bundle. `threads` is per worker (0: the machine's, divided among the workers);
-  /// `concurrency` is set to `workers`. With `warm_up` each size is run before the detector is ready, and the largest
-  /// batch too: a bundle that takes no batches fails then.
+  /// `concurrency` is set to `workers`, and `pin_threads` to true. With `warm_up` each size is run before the detector
+  /// is ready, and the largest batch too: a bundle that takes no batches fails then.
   LoadOptions load{};
   int workers = 1;  ///< number of worker threads, at least 1
   /// Number of images that may wait; more are refused.

@@ -21,6 +21,10 @@ struct EngineOptions {
   bool warm_up = false;
   /// Number of concurrent calls, each with `threads` threads. More are allowed, but may wait for one another.
   int concurrency = 1;
+  /// Bind the engine's threads to CPUs during a call, if they occupy every CPU that this process may run on and
+  /// `concurrency` is 1. OpenVINO only. In a process that forks afterwards, the calls of all children would share one
+  /// CPU.
+  bool pin_threads = false;
 };
 
 /// An artifact that has been loaded and can run. This header and backend.h are free of torch/script.h, so that an

@@ -38,6 +38,8 @@ struct LoadOptions {
   /// Backends that may run what the file holds, as `backend` names variants; all others are refused, whatever the file
   /// or `backend` asks for. Empty: HYBRID_RT_ALLOW, else every backend.
   std::vector<std::string> allow{};
+  /// See EngineOptions.
+  bool pin_threads = false;
 };
 
 }  // namespace hybrid_rt

@@ -11,7 +11,8 @@ inline EngineOptions engine_options(const LoadOptions& options) {
           .threads = options.threads,
           .emulate_precision = options.emulate_precision,
           .warm_up = !options.warm_up.empty(),
-          .concurrency = options.concurrency};
+          .concurrency = options.concurrency,
+          .pin_threads = options.pin_threads};
 }
 
 }  // namespace hybrid_rt

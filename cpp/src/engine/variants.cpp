@@ -181,7 +181,7 @@ class EngineCache {
     const bool is_emulated = options.emulate_precision && spec.precision != "fp32";  // which every machine has
     std::string key = spec.backend + "|" + spec.precision + "|" + options.device.str() + "|" +
                       std::to_string(options.threads) + "x" + std::to_string(options.concurrency) + "|" +
-                      (is_emulated ? "emulate" : "native");
+                      (options.pin_threads ? "pinned" : "free") + "|" + (is_emulated ? "emulate" : "native");
     for (const BlobSpec& blob : spec.blobs) key += "|" + blob.sha256;
     // An engine keeps the dtypes and ranges of the file that created it. Another file may declare others for the same
     // bytes.

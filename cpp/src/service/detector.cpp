@@ -35,6 +35,7 @@ DetectorOptions checked(DetectorOptions options) {
   }
   options.load.device = with_index(options.load.device);
   options.load.concurrency = options.workers;
+  options.load.pin_threads = true;  // a detector does not work in a forked process anyway
   return options;
 }
 

@@ -1,6 +1,7 @@
 #include "hybrid_rt/detector.h"
 
 #include <doctest/doctest.h>
+#include <sched.h>
 
 #include <atomic>
 #include <cstdlib>
@@ -60,6 +61,17 @@ ErrorKind kind_of(Detector& detector, const at::Tensor& image) {
 }
 
 }  // namespace
+
+TEST_CASE("a detector pins threads if its only worker uses every CPU") {
+  cpu_set_t cpus;
+  REQUIRE(sched_getaffinity(0, sizeof cpus, &cpus) == 0);
+  if (CPU_COUNT(&cpus) == 1) return;  // one thread is never pinned
+  for (const int workers : {1, 2}) {
+    Detector detector(bundle(), {.load = {.backend = "openvino", .threads = CPU_COUNT(&cpus)}, .workers = workers});
+    const std::string description = detector.status().engines.at(0).description;
+    CHECK((description.find(" pinned threads") != std::string::npos) == (workers == 1));
+  }
+}
 
 TEST_CASE("a detector gives its module's results in several threads at once") {
   std::vector<at::Tensor> images;
