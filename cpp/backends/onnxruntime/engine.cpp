@@ -142,7 +142,7 @@ std::vector<at::Tensor> OnnxRuntimeEngine::run_into(const std::vector<Shape>& sh
   std::vector<at::Tensor> outputs;
   std::vector<Handle<Value>> values;
   for (size_t i = 0; i < shapes.size(); ++i) {
-    outputs.push_back(empty_output(shapes[i], at::TensorOptions(output_dtypes_[i]).device(device_)));
+    outputs.push_back(output_memory_.empty(i, shapes[i], at::TensorOptions(output_dtypes_[i]).device(device_)));
     values.push_back(wrap(outputs.back()));
   }
   run_session(inputs, values);

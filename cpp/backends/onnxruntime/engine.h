@@ -5,6 +5,7 @@
 
 #include "handle.h"
 #include "hybrid_rt/engine.h"
+#include "hybrid_rt/plugin/output_memory.h"
 #include "hybrid_rt/plugin/shape_caching_engine.h"
 #include "hybrid_rt/specs.h"
 
@@ -35,6 +36,7 @@ class OnnxRuntimeEngine : public ShapeCachingEngine {
   std::vector<std::string> input_names_;
   std::vector<std::string> output_names_;
   std::string description_;
+  OutputMemory output_memory_;
 };
 
 }  // namespace hybrid_rt::onnxruntime

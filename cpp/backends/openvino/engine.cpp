@@ -251,7 +251,7 @@ std::vector<at::Tensor> OpenVinoEngine::run_into(const std::vector<Shape>& shape
         outputs.push_back(without_values(shapes[i], output_dtypes_[i]));
         continue;
       }
-      outputs.push_back(empty_output(shapes[i], output_dtypes_[i]));
+      outputs.push_back(output_memory_.empty(i, shapes[i], output_dtypes_[i]));
       const Handle<ov_tensor_t> tensor = wrap(outputs.back());
       library.require(library.functions().ov_infer_request_set_output_tensor_by_index(request, i, tensor.get()),
                       "output " + std::to_string(i));

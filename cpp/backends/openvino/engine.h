@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "hybrid_rt/engine.h"
+#include "hybrid_rt/plugin/output_memory.h"
 #include "hybrid_rt/plugin/shape_caching_engine.h"
 #include "hybrid_rt/specs.h"
 #include "library.h"
@@ -60,6 +61,7 @@ class OpenVinoEngine : public ShapeCachingEngine {
   std::vector<size_t> output_ranks_;
   std::vector<Handle<ov_compiled_model_t>> compiled_;  // destroyed before the weights that they read
   std::string description_;
+  OutputMemory output_memory_;
 
   std::mutex mutex_;   // guards the members below
   size_t places_ = 0;  // number of places created
