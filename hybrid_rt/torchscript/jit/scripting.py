@@ -20,6 +20,7 @@ from ..generated_module import generated_class
 from ..observed_types import ObservedTypes, located, type_of
 from .archives import freeze, submodule
 from .graphs import returns_losses_and_detections
+from .helper_objects import use_modules_for_objects
 from .notices import quiet
 
 
@@ -84,11 +85,14 @@ def trace(module: nn.Module, examples: tuple[Tensor, ...], name: str) -> torch.j
 
 
 @contextmanager
-def _optional_where_none() -> Iterator[None]:
-    """Makes TorchScript read an unannotated parameter with the default None as an Optional[Tensor] instead of a Tensor.
+def _typed_where_none(annotation: str) -> Iterator[None]:
+    """Makes TorchScript read an unannotated parameter with the default None by an annotation instead of as a Tensor.
 
     As a Tensor its default would be an undefined tensor, which no file can store, and ``is not None`` would always be
     true.
+
+    Args:
+        annotation: "Optional[Tensor]", or "Any" for parameters that receive None and types that nothing shows.
     """
     frontend: Any = torch.jit.frontend
     original = frontend.build_param_list
@@ -98,7 +102,7 @@ def _optional_where_none() -> Iterator[None]:
         for argument, default in zip(arguments.args, defaults, strict=True):
             is_none = isinstance(default, ast.Constant) and default.value is None
             if is_none and argument.annotation is None:
-                argument.annotation = located("Optional[Tensor]", argument)
+                argument.annotation = located(annotation, argument)
         return original(ctx, arguments, *others)
 
     frontend.build_param_list = build_param_list
@@ -130,10 +134,11 @@ def _with_types(types: ObservedTypes) -> Iterator[None]:
 def _scripted(module: nn.Module, types: ObservedTypes | None) -> torch.jit.ScriptModule:
     with quiet():
         if types is not None:
-            with suppress(Exception), _attempt(), _optional_where_none(), _with_types(types):
-                return torch.jit.script(module)
+            for annotation in ("Optional[Tensor]", "Any"):
+                with suppress(Exception), _attempt(), _typed_where_none(annotation), _with_types(types):
+                    return torch.jit.script(module)
         try:
-            with _attempt(), _optional_where_none():
+            with _attempt(), _typed_where_none("Optional[Tensor]"):
                 return torch.jit.script(module)
         except Exception:
             with _attempt():  # some code compiles only if no tensor is optional: then each one must be passed
@@ -242,7 +247,12 @@ def script_detector(detector: nn.Module, types: ObservedTypes) -> torch.jit.Scri
             vars(module)["_has_warned"] = True
         if module is not detector and _returns_pair_if_scripted(module):
             _return_detections(module)
-    scripted = script(detector, types)
+    try:
+        scripted = script(detector, types)
+    except CaptureError:
+        if not use_modules_for_objects(detector):
+            raise
+        scripted = script(detector, types)
     if returns_losses_and_detections(scripted):
         scripted = script(_DetectionsOnly(scripted).eval())
     return scripted
