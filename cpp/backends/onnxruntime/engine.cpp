@@ -1,6 +1,7 @@
 #include "engine.h"
 
 #include <c10/core/impl/VirtualGuardImpl.h>
+#include <unistd.h>
 
 #include <cstring>
 
@@ -116,7 +117,7 @@ std::vector<int64_t> shape_of(const Value* value, c10::ScalarType dtype) {
 
 OnnxRuntimeEngine::OnnxRuntimeEngine(const ArtifactSpec& spec, const at::Tensor& model, const at::Tensor& weights,
                                      const EngineOptions& options)
-    : device_(options.device), loses_nan_(!asks_for_nan(model)) {
+    : device_(options.device), loses_nan_(!asks_for_nan(model)), process_(getpid()) {
   const Library& library = Library::instance();
   const Functions& functions = library.functions();
   for (const TensorSpec& output : spec.outputs) output_dtypes_.push_back(output.dtype);
@@ -135,6 +136,11 @@ OnnxRuntimeEngine::OnnxRuntimeEngine(const ArtifactSpec& spec, const at::Tensor&
   description_ = "onnxruntime " + library.version() + ", " + spec.precision + ", ";
   for (const std::string& provider : providers) description_ += provider + "+";
   description_ += "CPU, " + std::to_string(options.threads) + " threads";
+}
+
+OnnxRuntimeEngine::~OnnxRuntimeEngine() {
+  // A forked process lacks the threads of the session, and their end would wait for them forever.
+  if (getpid() != process_) static_cast<void>(session_.release());
 }
 
 std::vector<at::Tensor> OnnxRuntimeEngine::run_into(const std::vector<Shape>& shapes, at::ArrayRef<at::Tensor> inputs) {

@@ -18,6 +18,7 @@ class OnnxRuntimeEngine : public ShapeCachingEngine {
   /// Neither blob is needed afterwards, because the session has copies, arranged for this machine.
   OnnxRuntimeEngine(const ArtifactSpec& spec, const at::Tensor& model, const at::Tensor& weights,
                     const EngineOptions& options);
+  ~OnnxRuntimeEngine() override;
 
   std::string description() const override { return description_; }
 
@@ -37,6 +38,7 @@ class OnnxRuntimeEngine : public ShapeCachingEngine {
   std::vector<std::string> output_names_;
   std::string description_;
   OutputMemory output_memory_;
+  int process_;  // that created the session
 };
 
 }  // namespace hybrid_rt::onnxruntime

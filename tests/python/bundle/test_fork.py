@@ -151,6 +151,32 @@ def test_children_run_what_a_server_loaded_and_ran(every_engine: Path, backend: 
     assert done.stdout.splitlines() == ["same"] * 15, done.stdout
 
 
+UNLOADING = """
+import os, sys
+import torch
+import hybrid_rt
+
+torch.set_num_threads(2)
+image = torch.rand(1, 3, 64, 64)
+module = hybrid_rt.compile_segment(torch.nn.Conv2d(3, 8, 3).eval(), image, engine=sys.argv[1])
+with torch.no_grad():
+    module(image)
+if os.fork() == 0:
+    del module
+    print("unloaded", flush=True)
+    os._exit(0)
+os.wait()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_child_unloads_what_its_parent_ran(backend: str) -> None:
+    """ONNX Runtime's session would wait for the threads of its pool, which a fork lacks."""
+    done = run_while_it_works([sys.executable, "-c", UNLOADING, backend])
+    assert (done.returncode, done.stdout.strip()) == (0, "unloaded"), done.stderr
+
+
 # With --preload, gunicorn imports this before it forks its workers; --max-requests makes it fork replacements later.
 APPLICATION = """
 import os
