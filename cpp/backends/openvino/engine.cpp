@@ -299,7 +299,7 @@ ShapeCachingEngine::CopiedOutputs OpenVinoEngine::run_and_copy(at::ArrayRef<at::
     library.require(functions.ov_tensor_data(handle, &data), "output");
     const at::Tensor& output = copied.outputs.back();
     require_dtype(handle, output, i);
-    std::memcpy(output.data_ptr(), data, output.nbytes());
+    if (output.nbytes() > 0) std::memcpy(output.data_ptr(), data, output.nbytes());  // an empty tensor has no memory
     if (shared.overlaps(data, output.nbytes())) copied.must_copy = true;
   }
   if (is_nan) fill_with_nan(copied.outputs);

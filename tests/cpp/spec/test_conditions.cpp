@@ -4,7 +4,7 @@
 #include <ATen/ops/zeros.h>
 #include <doctest/doctest.h>
 
-#include <cstring>
+#include <algorithm>
 #include <string>
 
 #include "failure_of.h"
@@ -16,7 +16,7 @@ using hybrid_rt::Conditions;
 Conditions conditions(const std::string& postfix) {
   const std::string line = "a condition\t" + postfix + "\n";
   at::Tensor text = at::empty({static_cast<int64_t>(line.size())}, at::kByte);
-  std::memcpy(text.mutable_data_ptr<uint8_t>(), line.data(), line.size());
+  std::copy(line.begin(), line.end(), text.mutable_data_ptr<uint8_t>());
   return {"test", text, {{.name = "x", .min = {1, 1}, .opt = {4, 6}, .max = {9, 9}}}};
 }
 

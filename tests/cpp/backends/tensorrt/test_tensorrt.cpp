@@ -3,7 +3,7 @@
 #include <ATen/ops/empty.h>
 #include <doctest/doctest.h>
 
-#include <cstring>
+#include <algorithm>
 #include <filesystem>
 #include <iterator>
 #include <string>
@@ -26,7 +26,7 @@ using namespace std::string_literals;
 
 at::Tensor bytes_of(const std::string& text) {
   at::Tensor bytes = at::empty({static_cast<int64_t>(text.size())}, at::kByte);
-  std::memcpy(bytes.mutable_data_ptr(), text.data(), text.size());
+  std::copy(text.begin(), text.end(), bytes.mutable_data_ptr<uint8_t>());  // an empty tensor has no memory
   return bytes;
 }
 
