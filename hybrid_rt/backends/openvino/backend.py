@@ -97,7 +97,7 @@ class OpenVINOBackend(QuantizingBackend):
             )
         except Exception as error:  # the vendor's frontend raises many types
             raise BackendError.not_compiled(
-                self.name, program.name, expected="a module that OpenVINO converts", got=_told(error)
+                self.name, program.name, expected="a module that OpenVINO converts", got=_reason(error)
             ) from error
         if self.rewrites_graph:
             keep_pixels_together(model)
@@ -182,7 +182,7 @@ def _element_type(spec: TensorSpec) -> Any:
     return getattr(import_openvino().Type, {**names, **integers}[spec.dtype])
 
 
-def _told(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     """Returns the lines of OpenVINO's summary, which names the operations; the whole text if there is no summary."""
     summary = [line.removeprefix("-- ").strip() for line in str(error).splitlines() if line.startswith("-- ")]
     return "; ".join(summary) or f"{type(error).__name__}: {error}"
