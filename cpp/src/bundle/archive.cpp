@@ -27,7 +27,8 @@ constexpr std::string_view kSignatures = "extra/hybrid_rt/signatures/";
 constexpr size_t kLongestSignature = 4096;
 constexpr size_t kLongestVersion = 16;
 constexpr size_t kLongestDigest = 64;
-constexpr size_t kLongestManifest = size_t{64} << 20;
+/// Parsing takes up to ten times as much memory. Manifests of usual detectors have 8 to 50 KB.
+constexpr size_t kLongestManifest = size_t{16} << 20;
 /// Bytes by which a record may exceed the whole file: a compressed record can unpack to a thousand times its size.
 /// Masks in a golden sample are mostly zeros.
 constexpr size_t kMostUnpacked = size_t{64} << 20;

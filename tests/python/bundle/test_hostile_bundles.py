@@ -73,6 +73,14 @@ def test_a_manifest_with_endless_nesting(field: str, small_bundle: Path, tmp_pat
     assert (done.returncode, done.stdout.split()) == (0, ["True"] * 6), done.stderr
 
 
+def test_a_manifest_of_more_than_16_mib(small_bundle: Path, tmp_path: Path) -> None:
+    """A parsed manifest takes several times its size."""
+    path = rewrite_manifest(small_bundle, tmp_path / "long.pt", lambda m: m.update(class_names=["a" * (16 << 20)]))
+    for opened in OPENED:
+        with pytest.raises(BundleError, match=r"manifest\.json': expected at most 16777216 bytes, got 167\d+\."):
+            opened(path)
+
+
 def test_brackets_in_names_are_no_nesting(small_bundle: Path, tmp_path: Path) -> None:
     names = ["\\", '"' + "[" * 200, "{" * 200]
     path = rewrite_manifest(small_bundle, tmp_path / "names.pt", lambda m: m.update(class_names=names))
