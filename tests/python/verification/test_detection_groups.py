@@ -94,7 +94,7 @@ def test_a_box_at_the_cut_may_be_missing(written: Callable[[Tensor, Tensor, Tens
 def test_a_missing_box_is_named(written: Callable[[Tensor, Tensor, Tensor], Any]) -> None:
     boxes, scores, labels = detections()
     texts = failures(written(boxes, scores, labels), written(boxes[1:], scores[1:], labels[1:]))
-    assert "5 of 6 boxes found again among 5" in texts[0]
+    assert "5 of 6 boxes matched among 5" in texts[0]
     assert texts[0].startswith("input 0, output")
 
 
@@ -154,8 +154,8 @@ def test_a_detector_without_boxes_is_compared_with_one_that_has_some() -> None:
     boxes, scores, labels = detections(1)
     none = (boxes[:0], scores[:0], labels[:0])
     assert not failures(none, none)
-    assert "0 boxes found again among 1" in failures(none, (boxes, scores, labels))[0].replace("0 of 0", "0")
-    assert "0 of 1 boxes found again among 0" in failures((boxes, scores, labels), none)[0]
+    assert "0 boxes matched among 1" in failures(none, (boxes, scores, labels))[0].replace("0 of 0", "0")
+    assert "0 of 1 boxes matched among 0" in failures((boxes, scores, labels), none)[0]
 
 
 class Ties(nn.Module):
