@@ -66,15 +66,21 @@ constexpr size_t kMaxCopied = size_t{64} << 20;
 /// Minimum number of sizes whose kernels a model keeps. OpenVINO's own limit is 5000 kernels per model: for a model
 /// with three convolutions, that is more than a thousand sizes of a third of a megabyte each. A size that has been
 /// dropped is prepared again when it returns.
-constexpr size_t kKeptSizes = 20;
+[[maybe_unused]] constexpr size_t kKeptSizes = 20;
 
 /// Returns the number of kernels that a model keeps: one per layer and size. Constants are counted as layers although
-/// they have no kernels: this compensates for layers with several kernels, and lets small models keep more sizes.
-std::string kept_kernels(const at::Tensor& xml) {
+/// they have no kernels: this compensates for layers with several kernels, and lets small models keep more sizes. On
+/// Arm a model keeps none, which is OpenVINO's own default there: layers of the same sizes would compute with each
+/// other's weights (https://github.com/openvinotoolkit/openvino/pull/31052 has the default and the reason).
+std::string kept_kernels([[maybe_unused]] const at::Tensor& xml) {
+#if defined(__aarch64__)
+  return "0";
+#else
   const std::string_view text(static_cast<const char*>(xml.const_data_ptr()), static_cast<size_t>(xml.numel()));
   size_t layers = 0;
   for (size_t at = text.find("<layer "); at != std::string_view::npos; at = text.find("<layer ", at + 1)) ++layers;
   return std::to_string(std::clamp<size_t>(kKeptSizes * layers, 64, 5000));
+#endif
 }
 
 /// Returns the number of compiled models that run concurrent calls. A model with one single-threaded stream runs a call
