@@ -1,6 +1,10 @@
 # Finds the packages of the Python environment that the build takes headers and libraries from.
 
-find_package(Python 3.10 REQUIRED COMPONENTS Interpreter Development.Module)
+set(_python_parts Interpreter)
+if(HYBRID_RT_BUILD_PYTHON)
+  list(APPEND _python_parts Development.Module)
+endif()
+find_package(Python 3.10 REQUIRED COMPONENTS ${_python_parts})
 
 # Returns the directory of an importable package. Under build isolation pip hides the environment's packages from
 # import, but they are still in the interpreter's site-packages. torch must be that one, because the binary is built for

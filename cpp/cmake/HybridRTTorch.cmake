@@ -29,7 +29,7 @@ function(hybrid_rt_find_torch folder)
     return()
   endif()
   hybrid_rt_check_libstdcxx()
-  find_file(_header version.h NO_CACHE NO_DEFAULT_PATH
+  find_file(_header version.h NO_CACHE NO_DEFAULT_PATH NO_CMAKE_FIND_ROOT_PATH
     PATHS "${folder}/include/torch/headeronly" "${folder}/include/torch/csrc/api/include/torch")
   if(NOT _header)
     message(FATAL_ERROR "hybrid_rt[build]: torch: expected a directory with its headers, got '${folder}'. "

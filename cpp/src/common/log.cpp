@@ -18,7 +18,7 @@ LogLevel threshold_from_environment() {
   return LogLevel::kWarning;
 }
 
-const char* name_of(LogLevel level) {
+const char* word_for(LogLevel level) {
   switch (level) {
     case LogLevel::kDebug:
       return "debug";
@@ -34,7 +34,7 @@ const char* name_of(LogLevel level) {
 
 void write_to_stderr(LogLevel level, const std::string& message) {
   if (level < threshold_from_environment()) return;
-  std::cerr << "hybrid_rt " + std::string(name_of(level)) + ": " + message + "\n";
+  std::cerr << "hybrid_rt " + std::string(word_for(level)) + ": " + message + "\n";
 }
 
 std::mutex mutex;

@@ -12,6 +12,7 @@
 #include <sstream>
 
 #include "common/fork.h"
+#include "common/joined.h"
 #include "engine/devices.h"
 #include "hybrid_rt/backends.h"
 #include "hybrid_rt/log.h"
@@ -38,12 +39,6 @@ bool is_meant(const std::string& wanted, const ArtifactSpec& spec) {
   if (at != std::string::npos && !is_required(wanted.substr(at + 1), spec)) return false;
   const std::string name = wanted.substr(0, at);
   return name == spec.backend || name == spec.backend + ":" + spec.precision;
-}
-
-std::string joined(const std::vector<std::string>& parts, const char* separator) {
-  std::string text;
-  for (const std::string& part : parts) text += (text.empty() ? "" : separator) + part;
-  return text;
 }
 
 std::string environment(const char* name) {

@@ -10,6 +10,7 @@
 #include <set>
 #include <utility>
 
+#include "common/joined.h"
 #include "hybrid_rt/error.h"
 #include "torchscript/value_tree.h"
 #include "verify/boxes.h"
@@ -20,12 +21,6 @@ namespace {
 
 /// Maximum number of bytes of a text in a failure.
 constexpr size_t kLongestText = 100;
-
-std::string joined(const std::vector<std::string>& parts, const char* separator) {
-  std::string text;
-  for (const std::string& part : parts) text += (text.empty() ? "" : separator) + part;
-  return text;
-}
 
 std::string fields_of(const DetectionFields& picture) {
   std::vector<std::string> names;

@@ -16,7 +16,7 @@ using hybrid_rt::ErrorKind;
 using hybrid_rt::TensorSpec;
 using nlohmann::json;
 
-json valid() {
+json valid_specs() {
   return json::parse(R"([{
     "backend": "openvino", "precision": "bf16", "device": "cpu",
     "inputs": [{"name": "x", "dtype": "float32", "min": [1, 3, 32], "opt": [1, 3, 64], "max": [8, 3, -1]}],
@@ -34,7 +34,7 @@ Error failure_of_json(const json& value) {
 }  // namespace
 
 TEST_CASE("specs are read with all their fields") {
-  const auto specs = ArtifactSpec::list_from_json(valid().dump());
+  const auto specs = ArtifactSpec::list_from_json(valid_specs().dump());
   REQUIRE(specs.size() == 1);
   const ArtifactSpec& spec = specs[0];
   CHECK(spec.backend == "openvino");
@@ -60,7 +60,7 @@ TEST_CASE("specs are read with all their fields") {
 }
 
 TEST_CASE("fields of a later version are ignored") {
-  json value = valid();
+  json value = valid_specs();
   value[0]["something_new"] = {1, 2};
   CHECK(ArtifactSpec::list_from_json(value.dump()).size() == 1);
 }
@@ -68,17 +68,17 @@ TEST_CASE("fields of a later version are ignored") {
 TEST_CASE("every dtype that a segment may take or return is read") {
   for (const char* name : {"float32", "float64", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool"}) {
     CAPTURE(name);
-    json value = valid();
+    json value = valid_specs();
     value[0]["outputs"][0]["dtype"] = name;
     CHECK(contains(to_string(ArtifactSpec::list_from_json(value.dump())[0].outputs[0]), name));
   }
 }
 
 TEST_CASE("a missing field is named") {
-  const json fields = valid()[0];
+  const json fields = valid_specs()[0];
   for (const auto& [name, ignored] : fields.items()) {
     CAPTURE(name);
-    json value = valid();
+    json value = valid_specs();
     value[0].erase(name);
     const Error error = failure_of_json(value);
     CHECK(error.kind() == ErrorKind::kBundle);
@@ -86,27 +86,27 @@ TEST_CASE("a missing field is named") {
   }
   for (const char* name : {"name", "dtype", "min", "opt", "max"}) {
     CAPTURE(name);
-    json value = valid();
+    json value = valid_specs();
     value[0]["inputs"][0].erase(name);
     CHECK(contains(failure_of_json(value).what(), std::string("expected a field '") + name + "'"));
   }
   for (const char* name : {"name", "pieces", "size", "sha256"}) {
     CAPTURE(name);
-    json value = valid();
+    json value = valid_specs();
     value[0]["blobs"][0].erase(name);
     CHECK(contains(failure_of_json(value).what(), std::string("expected a field '") + name + "'"));
   }
 }
 
 TEST_CASE("a field of another type is named") {
-  const json fields = valid()[0];
+  const json fields = valid_specs()[0];
   for (const auto& [name, ignored] : fields.items()) {
     CAPTURE(name);
-    json value = valid();
+    json value = valid_specs();
     value[0][name] = 5;
     CHECK(contains(failure_of_json(value).what(), "field '" + name + "': expected another type, got 5."));
   }
-  json value = valid();
+  json value = valid_specs();
   value[0]["inputs"][0]["min"] = {"1", "3"};
   CHECK(contains(failure_of_json(value).what(), "field 'min'"));
 }
@@ -114,10 +114,10 @@ TEST_CASE("a field of another type is named") {
 TEST_CASE("a number that is not a 64-bit integer is refused") {
   for (const json& number : {json(1e308), json(2.5), json(uint64_t{1} << 63), json(true)}) {
     CAPTURE(number.dump());
-    json value = valid();
+    json value = valid_specs();
     value[0]["inputs"][0]["max"][0] = number;
     CHECK(contains(failure_of_json(value).what(), "field 'max': expected another type"));
-    value = valid();
+    value = valid_specs();
     value[0]["blobs"][0]["size"] = number;
     CHECK(contains(failure_of_json(value).what(), "field 'size': expected another type"));
   }
@@ -131,7 +131,7 @@ TEST_CASE("text that is not a list of specs is refused") {
 }
 
 TEST_CASE("a dtype that torch does not have is refused") {
-  json value = valid();
+  json value = valid_specs();
   value[0]["inputs"][0]["dtype"] = "float24";
   CHECK(contains(failure_of_json(value).what(), "tensor 'x': expected a dtype of torch, got 'float24'."));
 }
@@ -139,14 +139,14 @@ TEST_CASE("a dtype that torch does not have is refused") {
 TEST_CASE("shapes of different lengths are refused") {
   for (const char* name : {"min", "opt", "max"}) {
     CAPTURE(name);
-    json value = valid();
+    json value = valid_specs();
     value[0]["inputs"][0][name] = {1, 3};
     CHECK(contains(failure_of_json(value).what(), "tensor 'x': expected min, opt and max of equal length"));
   }
 }
 
 TEST_CASE("a missing blob is named") {
-  const ArtifactSpec spec = ArtifactSpec::list_from_json(valid().dump())[0];
+  const ArtifactSpec spec = ArtifactSpec::list_from_json(valid_specs().dump())[0];
   const Error error = failure_of([&] { spec.blob("engine"); });
   CHECK(contains(error.what(), "artifact of openvino: expected a blob named 'engine', got none."));
 }

@@ -36,20 +36,20 @@ at::Tensor picture_of_rings(int64_t height, int64_t width, int64_t rings) {
   return picture.expand({3, height, width}).contiguous();
 }
 
-struct Detections {
+struct DetectionTensors {
   at::Tensor boxes, labels, scores;
 
   int64_t count() const { return labels.size(0); }
   int64_t confident_zeros() const { return torch::logical_and(labels == 1, scores > 0.9).sum().item<int64_t>(); }
 };
 
-Detections detect(torch::jit::Module& module, const at::Tensor& picture) {
+DetectionTensors detect(torch::jit::Module& module, const at::Tensor& picture) {
   const auto found = module.forward({c10::List<at::Tensor>({picture})}).toList().get(0).toGenericDict();
   const auto tensor = [&](const char* name) { return found.at(name).toTensor(); };
   return {tensor("boxes"), tensor("labels"), tensor("scores")};
 }
 
-bool are_equal(const Detections& a, const Detections& b) {
+bool are_equal(const DetectionTensors& a, const DetectionTensors& b) {
   return a.count() == b.count() && torch::equal(a.labels, b.labels) && torch::allclose(a.boxes, b.boxes, 1e-4, 1e-3) &&
          torch::allclose(a.scores, b.scores, 1e-4, 1e-4);
 }
@@ -67,7 +67,7 @@ TEST_CASE("torch::jit::load gives the same results once the library is linked") 
   torch::jit::Module ours = hybrid_rt::load(bundle());
   torch::jit::Module plain = torch::jit::load(bundle());
   const at::Tensor picture = picture_of_rings(128, 160, 3);
-  const Detections expected = detect(plain, picture);
+  const DetectionTensors expected = detect(plain, picture);
   REQUIRE(expected.confident_zeros() == 3);
   CHECK(are_equal(detect(ours, picture), expected));
 }
@@ -75,7 +75,7 @@ TEST_CASE("torch::jit::load gives the same results once the library is linked") 
 TEST_CASE("every variant gives the same results") {
   const at::Tensor picture = picture_of_rings(128, 160, 3);
   torch::jit::Module reference = hybrid_rt::load(bundle(), {.backend = "torchscript"});
-  const Detections expected = detect(reference, picture);
+  const DetectionTensors expected = detect(reference, picture);
   REQUIRE(expected.confident_zeros() == 3);
   for (const auto& engine : hybrid_rt::check(bundle())) {
     for (const auto& variant : engine.variants) {
@@ -211,7 +211,7 @@ TEST_CASE("a flipped bit anywhere in the records is detected") {
 TEST_CASE("threads share a module") {
   torch::jit::Module module = hybrid_rt::load(bundle());
   std::vector<at::Tensor> pictures;
-  std::vector<Detections> expected;
+  std::vector<DetectionTensors> expected;
   for (int64_t i = 0; i < 4; ++i) {
     pictures.push_back(picture_of_rings(120 + 16 * i, 150 + 8 * i, i));
     expected.push_back(detect(module, pictures.back()));
@@ -262,7 +262,7 @@ TEST_CASE("trust=\"signed\" requires a key") {
 
 TEST_CASE("a loaded bundle can switch to another variant, whose bytes are read from the file") {
   torch::jit::Module module = hybrid_rt::load(bundle());
-  const Detections before = detect(module, picture_of_rings(120, 200, 3));
+  const DetectionTensors before = detect(module, picture_of_rings(120, 200, 3));
   const TemporaryFolder folder;
   module.save(folder.file("saved.pt"));  // the bytes of all variants, read again
   torch::jit::Module saved = torch::jit::load(folder.file("saved.pt"));
