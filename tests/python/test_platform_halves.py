@@ -1,4 +1,4 @@
-"""Checks other systems with cross compilers: Windows code is linked, and sources without torch run on 64-bit Arm."""
+"""Checks other systems with cross compilers: Windows code is linked, and the C++ tests run on 64-bit Arm."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from helpers.paths import ROOT
+from tools.dev import arm
 
 PLATFORM = ROOT / "cpp" / "src" / "common" / "platform"
 PARTS = sorted(path.stem for path in PLATFORM.glob("*.h"))
@@ -25,21 +26,6 @@ OPTIONS = (
     "-I",
     str(ROOT / "cpp" / "include"),
 )
-
-ARM = "aarch64-linux-gnu-g++"
-QEMU = ("qemu-aarch64-static", "-L", "/usr/aarch64-linux-gnu")
-WITHOUT_TORCH = (
-    *("common/error.cpp", "common/library_directory.cpp", "common/log.cpp"),
-    *(
-        "bundle/script_text.cpp",
-        "operators/box_decoding.cpp",
-        "operators/class_candidates.cpp",
-        "operators/image_rows.cpp",
-        "operators/score_scan.cpp",
-        "operators/suppression.cpp",
-    ),
-)
-"""Sources of the library that include no torch header and need no other library."""
 
 # Headers that the sources of one platform may include and those of the other may not.
 SYSTEM_HEADERS = {
@@ -62,12 +48,6 @@ def succeed(*command: str | Path) -> str:
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def doctest_include(folder: Path) -> Path:
-    """Returns a directory with only doctest's header, because /usr/include also has this machine's glibc headers."""
-    (folder / "doctest").symlink_to("/usr/include/doctest")
-    return folder
 
 
 def functions(compiler: str, half: str, folder: Path) -> tuple[set[str], list[Path]]:
@@ -117,17 +97,23 @@ def test_a_cross_compiler_compiles_and_links_the_windows_half(tmp_path: Path) ->
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # It compiles the library: two minutes on two cores that have nothing else to do.
 @pytest.mark.skipif(
-    shutil.which(ARM) is None or shutil.which(QEMU[0]) is None,
-    reason=f"{ARM} and {QEMU[0]} not installed (tools/debian/tests.txt)",
+    shutil.which(arm.COMPILER) is None or shutil.which(arm.EMULATOR) is None,
+    reason=f"{arm.COMPILER} and {arm.EMULATOR} not installed (tools/debian/tests.txt)",
 )
-def test_sources_without_torch_run_on_64_bit_arm(tmp_path: Path) -> None:
-    sources = [ROOT / "cpp" / "src" / name for name in WITHOUT_TORCH]
-    sources += [PLATFORM / f"{part}_posix.cpp" for part in PARTS]
-    tests = [ROOT / "tests" / "cpp" / name for name in ("main.cpp", "common/test_log.cpp", "common/test_platform.cpp")]
-    program = tmp_path / "tests"
-    options = (*OPTIONS, "-I", ROOT / "tests" / "cpp", "-isystem", doctest_include(tmp_path))
-    succeed(ARM, *options, *sources, *tests, "-o", program)
-    assert "AArch64" in succeed("readelf", "--file-header", program)
-    printed = succeed(*QEMU, program)
-    assert re.search(r"test cases: +[1-9]\d* \| +[1-9]\d* passed \| 0 failed", printed), printed
+def test_the_library_runs_on_64_bit_arm(demo_bundle: Path) -> None:
+    printed = arm.run_tests(demo_bundle, is_all=False)
+    for library in ("libhybrid_rt.so", "libhybrid_rt_torchscript.so", "libhybrid_rt_openvino.so"):
+        assert "AArch64" in succeed("readelf", "--file-header", arm.FOLDER / "build" / "lib" / library)
+    counts = re.findall(r"test cases: +(\d+) \| +(\d+) passed \| +0 failed", printed)
+    assert [first == second for first, second in counts] == [True, True, True], printed
+    assert int(counts[0][0]) >= 150
+    for name in (
+        "nms keeps the best of overlapping boxes, in descending order",
+        "roi_align averages the points of each bin, which follow the scale",
+        "poolings give the same bits on every CPU",
+        "threads that load the same artifact concurrently get one engine",
+        "a bundle matches its detector",
+    ):
+        assert f" s: {name}\n" in printed, printed
