@@ -70,8 +70,8 @@ constexpr size_t kMaxCopied = size_t{64} << 20;
 
 /// Returns the number of kernels that a model keeps: one per layer and size. Constants are counted as layers although
 /// they have no kernels: this compensates for layers with several kernels, and lets small models keep more sizes. On
-/// Arm a model keeps none, which is OpenVINO's own default there: layers of the same sizes would compute with each
-/// other's weights (https://github.com/openvinotoolkit/openvino/pull/31052 has the default and the reason).
+/// Arm a model keeps none, which is OpenVINO's own default there: with kept kernels, its results are wrong
+/// (https://github.com/openvinotoolkit/openvino/pull/31052 has the default).
 std::string kept_kernels([[maybe_unused]] const at::Tensor& xml) {
 #if defined(__aarch64__)
   return "0";
