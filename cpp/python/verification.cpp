@@ -145,12 +145,6 @@ void bind_verification(py::module_& m) {
       },
       py::arg("expected"), py::arg("found"), py::arg("thresholds"), py::arg("where"));
   m.def(
-      "detections_in",
-      [](const py::object& expected, const py::object& found) {
-        return hybrid_rt::detections_in(value_of(expected), value_of(found));
-      },
-      py::arg("expected"), py::arg("found"));
-  m.def(
       "are_detections", [](const py::object& value) { return hybrid_rt::detections_of(value_of(value)).has_value(); },
       py::arg("value"));
   m.def(

@@ -92,9 +92,6 @@ def compare_results(
 ) -> Findings:
     """Compares one call's results: boxes if they are detections, else every tensor.
 
-    Detections may also stand in a dict, a dataclass or a tuple of boxes, scores and labels. If their rows are not equal
-    one by one, their boxes are matched.
-
     Args:
         expected: the detector's result.
         got: the hybrid's result.
@@ -118,7 +115,6 @@ def compare_results(
         else:
             got, undetermined = _in_the_detectors_order(expected, got, rerun, thresholds.relative_error)
             found = _native.compare_results(plain(expected), plain(got), native, where)
-            is_excused = _boxes_equal_but_for_noise(expected, got, found, rerun, thresholds, where)
     return Findings(
         tensors=[
             TensorError(where, error.output, error.relative_error, error.cosine)
@@ -165,23 +161,6 @@ def _in_the_detectors_order(expected: Any, got: Any, rerun: Rerun, limit: float)
     in_order = dict(zip(wanted, known.found, strict=True))
     names = [".".join(("output", *map(str, place))) for place in wanted]
     return map_places(got, lambda place, _: in_order[place]), [names[i] for i in sorted(known.undetermined)]
-
-
-def _boxes_equal_but_for_noise(
-    expected: Any, got: Any, found: _native.Comparison, rerun: Rerun, thresholds: Thresholds, where: str
-) -> bool:
-    """Returns true if only boxes inside the results differ, and no more than those of the detector do under noise."""
-    native = thresholds.to_native()
-    differing = sum(bool(_native.differences(match, native)) for match in found.pictures)
-    if not found.failures or len(found.failures) > differing:
-        return False
-    pairs = _native.detections_in(plain(expected), plain(got))
-
-    def again(seed: int) -> list[dict[str, Tensor]]:
-        noisy = rerun(seed)
-        return [theirs for _, theirs in _native.detections_in(plain(expected), plain(noisy))]
-
-    return equal_but_for_noise([ours for ours, _ in pairs], [theirs for _, theirs in pairs], again, thresholds, where)
 
 
 def tensor_failures(errors: Sequence[TensorError], thresholds: Thresholds) -> list[Failure]:

@@ -7,17 +7,17 @@
 #include <cstdio>
 #include <limits>
 #include <map>
-#include <set>
 #include <utility>
 
 #include "common/joined.h"
 #include "hybrid_rt/error.h"
 #include "torchscript/value_tree.h"
 #include "verify/boxes.h"
-#include "verify/detection_groups.h"
 
 namespace hybrid_rt {
 namespace {
+
+using Leaves = std::vector<std::pair<std::string, c10::IValue>>;
 
 /// Maximum number of bytes of a text in a failure.
 constexpr size_t kLongestText = 100;
@@ -91,49 +91,6 @@ double severity_of(const OutputError& error) {
   return std::isnan(error.relative_error) ? std::numeric_limits<double>::infinity() : error.relative_error;
 }
 
-/// Compares the fields of matched boxes that match_boxes() does not know, e.g. a row of features per box.
-void compare_other_fields(Comparison& comparison, const DetectionFields& expected, const DetectionFields& found,
-                          const Thresholds& thresholds, const std::string& where) {
-  static const std::set<std::string> known{"boxes", "scores", "labels", "masks", "keypoints", "keypoints_scores"};
-  std::vector<int64_t> left;
-  std::vector<int64_t> right;
-  for (const auto& [i, j] : matching_boxes(expected, found, thresholds)) {
-    left.push_back(i);
-    right.push_back(j);
-  }
-  for (const auto& [name, tensor] : expected) {
-    if (known.count(name) != 0) continue;
-    const OutputError error = output_error(name, tensor.index_select(0, at::tensor(left, at::kLong)),
-                                           found.at(name).index_select(0, at::tensor(right, at::kLong)));
-    if (error.relative_error <= thresholds.relative_error) continue;
-    comparison.failures.push_back(
-        {where + ", '" + name + "' of the same boxes: " + error_text(error, thresholds), severity_of(error)});
-  }
-}
-
-/// Matches the boxes of detections whose rows are not equal one by one, see detection_groups.h. Returns the names of
-/// their leaves, which need no further comparison.
-std::set<std::string> match_groups(Comparison& comparison, const Leaves& wanted, const Leaves& had,
-                                   const Thresholds& thresholds, const std::string& where) {
-  std::set<std::string> matched;
-  for (const DetectionGroup& group : detection_groups(wanted, had)) {
-    const DetectionFields expected = fields_in(wanted, group);
-    const DetectionFields found = fields_in(had, group);
-    const bool are_rows_equal = std::all_of(expected.begin(), expected.end(), [&](const auto& field) {
-      return output_error("", field.second, found.at(field.first)).relative_error <= thresholds.relative_error;
-    });
-    if (are_rows_equal) continue;
-    BoxMatch match = match_boxes(expected, found, thresholds);
-    match.where = where + ", " + group.name;
-    const std::vector<std::string> texts = differences(match, thresholds);
-    if (!texts.empty()) comparison.failures.push_back({match.where + ": " + joined(texts, "; "), severity_of(match)});
-    compare_other_fields(comparison, expected, found, thresholds, match.where);
-    comparison.pictures.push_back(std::move(match));
-    for (const auto& [leaf, field] : group.fields) matched.insert(leaf);
-  }
-  return matched;
-}
-
 void compare_leaves(Comparison& comparison, const c10::IValue& expected, const c10::IValue& found,
                     const Thresholds& thresholds, const std::string& where) {
   const auto fail = [&](const std::string& text, std::optional<double> severity = std::nullopt) {
@@ -154,9 +111,7 @@ void compare_leaves(Comparison& comparison, const c10::IValue& expected, const c
     fail(": output '" + name + "' expected, none found");
     return;
   }
-  const std::set<std::string> matched = match_groups(comparison, wanted, had, thresholds, where);
   for (const auto& [name, leaf] : wanted) {
-    if (matched.count(name) != 0) continue;
     const c10::IValue& other = by_name.at(name);
     if (is_tensor(leaf) && is_tensor(other)) {
       const OutputError error = output_error(name, leaf.toTensor(), other.toTensor());
@@ -235,17 +190,6 @@ std::string error_text(const OutputError& error, const Thresholds& thresholds) {
   std::snprintf(text, sizeof text, "relative error %.3g (allowed %g), cosine %.6f", unsigned_nan(error.relative_error),
                 thresholds.relative_error, unsigned_nan(error.cosine));
   return text;
-}
-
-std::vector<std::pair<DetectionFields, DetectionFields>> detections_in(const c10::IValue& expected,
-                                                                       const c10::IValue& found) {
-  const Leaves wanted = leaves_of(expected);
-  const Leaves had = leaves_of(found);
-  std::vector<std::pair<DetectionFields, DetectionFields>> pairs;
-  for (const DetectionGroup& group : detection_groups(wanted, had)) {
-    pairs.emplace_back(fields_in(wanted, group), fields_in(had, group));
-  }
-  return pairs;
 }
 
 Comparison compare_results(const c10::IValue& expected, const c10::IValue& found, const Thresholds& thresholds,

@@ -5,12 +5,10 @@
 
 #include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "hybrid_rt/thresholds.h"
 #include "hybrid_rt/verify.h"
-#include "verify/boxes.h"
 
 namespace hybrid_rt {
 
@@ -27,15 +25,11 @@ struct Comparison {
   std::vector<Failure> failures;
 };
 
-/// Compares two results of a detector: boxes if both are detections, otherwise tensor by tensor, by name. Detections
-/// inside, see detection_groups.h, need not have equal rows if their boxes match. `where` begins each text. Throws
-/// Error(kInput) for a result that is not a list of detections and contains anything but tensors and plain values.
+/// Compares two results of a detector: boxes if both are detections, otherwise tensor by tensor, by name. `where`
+/// begins each text. Throws Error(kInput) for a result that is not a list of detections and contains anything but
+/// tensors and plain values.
 Comparison compare_results(const c10::IValue& expected, const c10::IValue& found, const Thresholds& thresholds,
                            const std::string& where);
-
-/// Returns the detections inside two results that are not lists of detections, one pair per group that both have.
-std::vector<std::pair<DetectionFields, DetectionFields>> detections_in(const c10::IValue& expected,
-                                                                       const c10::IValue& found);
 
 /// Compares one tensor. The error is infinite if the shape or dtype differs, or if only one side has an infinity or NaN
 /// at a position. The same infinity, or NaN, on both sides counts as equal.
