@@ -57,6 +57,7 @@ ALLOWED = {
     "tools/dev/kill_test.py": A_TESTS_BUNDLE,
     "tools/dev/make_emulated_bundle.py": A_TESTS_BUNDLE,
     "tools/release/wheel.py": "the vendor's package that hybrid_rt itself requires",
+    "tools/dev/arm.py": "the plug-ins that are compiled for 64-bit Arm",
     "tools/sanitize": "the plug-ins that run under sanitizers",
     "tools/dev/make_test_bundle.py": "the C++ tests ask for the engine that they know",
     "tools/load/main.py": "the load test's bundle has one engine",
