@@ -82,7 +82,7 @@ CPUS = len(os.sched_getaffinity(0))
         ({"pin_threads": True, "threads": CPUS - 1}, False),
         ({"pin_threads": True, "threads": CPUS, "concurrency": 2}, False),
     ],
-    ids=["pinned", "not asked for", "a CPU is left", "two calls at a time"],
+    ids=["pinned", "not requested", "a CPU is left", "two calls at a time"],
 )
 def test_threads_are_bound_only_if_they_occupy_every_cpu(
     small_bundle: Path, settings: dict[str, object], binds: bool
