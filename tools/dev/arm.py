@@ -45,10 +45,10 @@ FILES = {
     ),
     "sys/devices/system/cpu/cpu0/regs/identification/midr_el1": "0x00000000413fd0c1\n",
 }
-# Tests that run the demo detector: each takes up to minutes in the emulator. The one that is not left out compares the
-# results with those in the bundle, which this machine computed.
-OF_BUNDLES = ("*/test_bundle.cpp", "*/test_detector.cpp", "*/test_verify.cpp")
-ONE_OF_A_BUNDLE = "a bundle matches its detector"
+# Sources of the tests that run the demo detector: each test takes up to minutes in the emulator, so only one of them
+# runs. It compares the results with those in the bundle, which this machine computed.
+BUNDLE_TESTS = ("*/test_bundle.cpp", "*/test_detector.cpp", "*/test_verify.cpp")
+COMPARING_TEST = "a bundle matches its detector"
 BACKENDS = ("torchscript", "openvino")  # it runs with each
 
 
@@ -238,8 +238,8 @@ def run_tests(bundle: Path | None = None, *, is_all: bool) -> str:
     }
     if is_all:
         return test(tests, variables)
-    return test(tests, variables, f"--source-file-exclude={','.join(OF_BUNDLES)}") + "".join(
-        test(tests, {**variables, "HYBRID_RT_BACKEND": backend}, f"--test-case={ONE_OF_A_BUNDLE}")
+    return test(tests, variables, f"--source-file-exclude={','.join(BUNDLE_TESTS)}") + "".join(
+        test(tests, {**variables, "HYBRID_RT_BACKEND": backend}, f"--test-case={COMPARING_TEST}")
         for backend in BACKENDS
     )
 
