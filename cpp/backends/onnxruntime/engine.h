@@ -38,7 +38,7 @@ class OnnxRuntimeEngine : public ShapeCachingEngine {
   std::vector<std::string> output_names_;
   std::string description_;
   OutputMemory output_memory_;
-  int process_;  // that created the session
+  int process_;  // id of the process that created the session
 };
 
 }  // namespace hybrid_rt::onnxruntime
