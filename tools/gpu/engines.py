@@ -34,7 +34,12 @@ from tools.gpu.runner import Writer
 
 ROOT = Path(__file__).resolve().parents[2]
 TITLES = {"demo": "demo backbone", "r50": "R50-FPN backbone"}
-DETECTORS = {"demo": "demo", "r50": "fasterrcnn_resnet50_fpn"}
+DETECTORS = {
+    "demo": "demo",
+    "r50": "fasterrcnn_resnet50_fpn",
+    "retinanet": "retinanet_resnet50_fpn",
+    "ssdlite": "ssdlite320_mobilenet_v3_large",
+}
 ENGINES = ("tensorrt", "aot_inductor")
 MAP_PICTURES = 100
 

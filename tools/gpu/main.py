@@ -43,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=9.5, help="for all, the build included (default: 9.5)")
     parser.add_argument("--spent", type=float, default=0.0, metavar="SECONDS", help="of these, by what came before")
     parser.add_argument("--only", nargs="+", default=[], metavar="WORDS", help="cases whose name has one of these")
+    parser.add_argument("--without", nargs="+", default=[], metavar="WORDS", help="leaves out cases with one of these")
     together = min(5, max(1, (os.cpu_count() or 1) // 3))
     help_text = f"cases that measure nothing, at a time (default: one per three cores, at most 5; here {together})"
     parser.add_argument("--side-by-side", type=int, default=together, metavar="N", help=help_text)
@@ -157,7 +158,12 @@ def _run(options: argparse.Namespace, results: _Results) -> None:
                 print(f"  {row.what}: {row.result}: {text}", file=sys.stderr, flush=True)
         return outcome
 
-    wanted = [name for name in gpu_check_cases.CASES if not options.only or any(word in name for word in options.only)]
+    wanted = [
+        name
+        for name in gpu_check_cases.CASES
+        if (not options.only or any(word in name for word in options.only))
+        and not any(word in name for word in options.without)
+    ]
     first = run("facts")
     if "device" not in first.data and not options.rehearse:
         failure = first.rows[-1].figure if first.rows else "it left no reason"

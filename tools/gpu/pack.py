@@ -62,6 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--python", default="3.12", metavar="VERSION", help="that machine's")
     parser.add_argument("--part-mib", type=int, default=44, help="the largest part, the checkout not counted")
     parser.add_argument("--headers", type=Path, help="TensorRT's include/ folder (default: each in third_party/)")
+    parser.add_argument(
+        "--no-library", action="store_true", help="leave out TensorRT-RTX's library: H100, H200 and B200 do not run it"
+    )
     parser.add_argument("--cache", type=Path, help="folder of the compiler cache that tools/gpu_check --keep left")
     options = parser.parse_args(arguments)
     if options.part_mib < 1:
@@ -69,6 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shutil.rmtree(options.output, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder:
         files = _collect(Path(folder), options.python, options.headers, options.cache)
+        if not options.no_library:
+            files.append(_library(Path(folder), options.python))
         parts = _write_parts(files, options.output, options.part_mib << 20)
     for i, (part, call) in enumerate(zip(parts, _calls(parts), strict=True), 1):
         size = sum(file.stat().st_size for file in part.iterdir()) / (1 << 20)
@@ -87,15 +92,11 @@ def _calls(parts: Sequence[Path]) -> list[str]:
 
 
 def _collect(folder: Path, python: str, headers: Path | None, cache: Path | None) -> list[Path]:
-    """Returns the files to carry: small files in one archive, and the library's pieces."""
+    """Returns the files to carry: an archive of everything that is small."""
     tree = folder / "tree"
     wheels = tree / "wheels"
     wheels.mkdir(parents=True)
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    pip += ["--python-version", python, "--implementation", "cp"]
-    pip += [argument for platform in PLATFORMS for argument in ("--platform", platform)]
-    subprocess.run([*pip, "--dest", str(wheels), *WHEELS], check=True)
-    subprocess.run([*pip, "--dest", str(folder), LIBRARY], check=True)
+    _download(WHEELS, wheels, python)
     if shutil.which("apt-get") and shutil.which("dpkg-deb"):
         debian = folder / "debian"
         debian.mkdir()
@@ -115,13 +116,27 @@ def _collect(folder: Path, python: str, headers: Path | None, cache: Path | None
                 process.stdin.write(piece.read_bytes())
     small = folder / "tools.tar.xz"
     subprocess.run(["tar", "-C", str(tree), "-cJf", str(small), "."], check=True)
+    return [small]
+
+
+def _download(packages: Sequence[str], folder: Path, python: str) -> None:
+    """Downloads wheels for the other machine's Python, without what they depend on."""
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    pip += ["--python-version", python, "--implementation", "cp"]
+    pip += [argument for platform in PLATFORMS for argument in ("--platform", platform)]
+    subprocess.run([*pip, "--dest", str(folder), *packages], check=True)
+
+
+def _library(folder: Path, python: str) -> Path:
+    """Returns the archive of TensorRT-RTX's library, which takes minutes to compress."""
+    _download([LIBRARY], folder, python)
     library = folder / "library"
     with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
         wheel.extractall(library)
     packed = folder / "tensorrt_rtx.tar.xz"
     tar = ["tar", "-C", str(library), "--use-compress-program", "xz --threads=0 --x86 --lzma2=preset=9e,dict=192MiB"]
     subprocess.run([*tar, "-cf", str(packed), "."], check=True)
-    return [small, packed]
+    return packed
 
 
 def _write_parts(files: Sequence[Path], output: Path, limit: int) -> list[Path]:
