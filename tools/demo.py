@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import hybrid_rt
 from hybrid_rt.common.class_names import class_colour, text_colour, text_of
-from hybrid_rt.common.images import read_picture
+from hybrid_rt.common.images import read_image
 from hybrid_rt.common.latency import percentile
 from hybrid_rt.torchscript import jit
 from hybrid_rt.verification.verify import match_boxes
@@ -38,7 +38,7 @@ def main() -> int:
     bundle, page, drawn = output / "detector.pt", output / "report.html", output / "demo.png"
     console = Console()
     pictures = sorted((ROOT / "models" / "held_out").glob("*.png"))
-    images = [read_picture(path) for path in pictures]
+    images = [read_image(path) for path in pictures]
     detector = digits_detector.load()
 
     console.rule("convert")

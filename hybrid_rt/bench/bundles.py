@@ -99,8 +99,8 @@ def compare(
     ]
 
 
-def _in_turn(module: Callable[..., Any], pictures: Sequence[Tensor]) -> Callable[[], Any]:
-    order = itertools.cycle(pictures)
+def _in_turn(module: Callable[..., Any], images: Sequence[Tensor]) -> Callable[[], Any]:
+    order = itertools.cycle(images)
     return lambda: module([next(order)])
 
 

@@ -180,8 +180,8 @@ def _layers_of(
     if not available.available:
         reason = available.reason
     else:
-        with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder:
-            files = _files(path, folder, engine)
+        with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as directory:
+            files = _files(path, directory, engine)
             found = compiler.layer_times(files, engine.precision, inputs, threads)
     if not found:
         return EngineLayers(engine.engine, engine.backend, engine.precision, reason=reason)
@@ -190,8 +190,8 @@ def _layers_of(
     return EngineLayers(engine.engine, engine.backend, engine.precision, list(found), "", tflops)
 
 
-def _files(path: str | os.PathLike[str], folder: str, engine: EngineLayers) -> Mapping[str, Path]:
-    written = extract(path, folder, segment=engine.engine, backend=engine.backend)
+def _files(path: str | os.PathLike[str], directory: str, engine: EngineLayers) -> Mapping[str, Path]:
+    written = extract(path, directory, segment=engine.engine, backend=engine.backend)
     own = [file for file in written if f"-{engine.backend}-{engine.precision}" in str(file)]
     endings = registry.file_endings(engine.backend)
     return {name: file for name, ending in endings.items() for file in own if str(file).endswith(ending)}

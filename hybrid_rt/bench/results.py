@@ -61,11 +61,11 @@ def run_all(
     for subject in subjects:
         with ExitStack() as stack:
             if files is None:
-                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hybrid_rt_")))
+                directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hybrid_rt_")))
             else:
-                folder = files / subject.name
-                folder.mkdir(parents=True, exist_ok=True)
-            own = run(subject, cases, folder, settings, steps=steps)
+                directory = files / subject.name
+                directory.mkdir(parents=True, exist_ok=True)
+            own = run(subject, cases, directory, settings, steps=steps)
         results += own
         if output is not None:
             _write(output, machine, results, settings.rounds, note)

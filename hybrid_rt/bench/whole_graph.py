@@ -23,7 +23,7 @@ _OUTPUTS = "outputs.json"
 """Name of the file with the names of the detector's fields, in the order of the engine's outputs."""
 
 
-class _OnePicture(nn.Module):
+class _OneImage(nn.Module):
     """Takes one image [3, H, W] and returns all fields of the result, because fewer (no masks) would be less work."""
 
     def __init__(self, detector: nn.Module, outputs: list[str]) -> None:
@@ -31,17 +31,17 @@ class _OnePicture(nn.Module):
         self.detector = detector
         self.outputs = outputs
 
-    def forward(self, picture: Tensor) -> tuple[Tensor, ...]:
-        found = self.detector([picture])[0]
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        found = self.detector([image])[0]
         return tuple(found[name] for name in self.outputs)
 
 
 def build(
     engine: str,
     detector: nn.Module,
-    pictures: Sequence[Tensor],
+    images: Sequence[Tensor],
     precision: str,
-    folder: Path,
+    directory: Path,
     calibration: Sequence[Tensor] = (),
 ) -> None:
     """Converts the detector as the engine's users do.
@@ -49,28 +49,28 @@ def build(
     Args:
         engine: a backend that supports whole detectors.
         detector: a detector with torchvision's interface.
-        pictures: images [3, H, W]. Sizes that differ among them stay free if the engine's converter supports that.
+        images: tensors [3, H, W]. Sizes that differ among them stay free if the engine's converter supports that.
         precision: the precision of the whole detector, including boxes, scores and NMS.
-        folder: directory for the engine's files.
-        calibration: images [3, H, W] for int8 calibration; empty: ``pictures``.
+        directory: directory for the engine's files.
+        calibration: images [3, H, W] for int8 calibration; empty: ``images``.
 
     Raises:
         OptionError: The backend does not support whole detectors.
         Exception: The vendor's converter refuses the detector.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of exporters, about themselves
-        outputs = list(detector([pictures[0].clone()])[0])
-        (folder / _OUTPUTS).write_text(json.dumps(outputs))
-        whole = WholeDetector(_OnePicture(detector, outputs).eval(), pictures, outputs, calibration)
-        _whole_graph(engine).build(whole, precision, folder)
+        outputs = list(detector([images[0].clone()])[0])
+        (directory / _OUTPUTS).write_text(json.dumps(outputs))
+        whole = WholeDetector(_OneImage(detector, outputs).eval(), images, outputs, calibration)
+        _whole_graph(engine).build(whole, precision, directory)
 
 
-def open_whole(engine: str, precision: str, folder: Path, threads: int) -> Detect:
+def open_whole(engine: str, precision: str, directory: Path, threads: int) -> Detect:
     """Opens the files of :func:`build`; the result takes a list of one image, as torchvision's detectors do."""
-    call = _whole_graph(engine).open(precision, folder, threads)
-    outputs = json.loads((folder / _OUTPUTS).read_text())
+    call = _whole_graph(engine).open(precision, directory, threads)
+    outputs = json.loads((directory / _OUTPUTS).read_text())
 
     def detect(images: list[Tensor]) -> list[dict[str, Tensor]]:
         (image,) = images

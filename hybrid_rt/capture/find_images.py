@@ -19,7 +19,7 @@ from .working_copy import without_wrappers
 
 Images = Sequence[Any] | Mapping[Any, str]
 """Inputs that are images: positions, names of forward's parameters, or paths into nested arguments, e.g.
-``[0]``, ``["pictures", (1, "depth")]``; or these with their layouts: ``{"pictures": "NHWC"}``."""
+``[0]``, ``["image", (1, "depth")]``; or these with their layouts: ``{"image": "NHWC"}``."""
 
 _LAYOUTS = {2: ("HW",), 3: ("CHW", "HWC", "NHW"), 4: ("NCHW", "NHWC"), 5: ("NCTHW", "NTCHW", "NTHWC")}
 """Possible layouts by number of dimensions, the most usual first."""

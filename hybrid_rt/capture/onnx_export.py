@@ -56,9 +56,9 @@ def export_to_onnx(
             for key, spec in zip(output_names, outputs, strict=True)
         }
     try:
-        with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder, warnings.catch_warnings(), torch.no_grad():
+        with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as directory, warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # the exporter's about itself; none of the user's code runs
-            model = Path(folder) / "segment.onnx"
+            model = Path(directory) / "segment.onnx"
             torch.onnx.export(
                 jit.freeze(traced),
                 examples,

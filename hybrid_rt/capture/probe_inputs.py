@@ -101,11 +101,11 @@ def resizing_to_smaller(detector: nn.Module, least: int = _LEAST_SIDE) -> nn.Mod
     return with_submodules(detector, {found[0]: smaller})
 
 
-def _tall(picture: Tensor) -> Tensor:
-    side = min(picture.shape[-2:])
-    return resized_image(picture, side, max(1, side * 2 // 3))
+def _tall(image: Tensor) -> Tensor:
+    side = min(image.shape[-2:])
+    return resized_image(image, side, max(1, side * 2 // 3))
 
 
-def _wide(picture: Tensor) -> Tensor:
-    side = min(picture.shape[-2:])
-    return resized_image(picture, max(1, side * 2 // 3), side)
+def _wide(image: Tensor) -> Tensor:
+    side = min(image.shape[-2:])
+    return resized_image(image, max(1, side * 2 // 3), side)

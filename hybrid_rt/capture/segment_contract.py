@@ -149,16 +149,16 @@ def _mismatches_of(spec: TensorSpec, source: TensorSpec, calls: Sequence[tuple[T
         mismatches.append(f"{name}, dtype: expected {spec.dtype}, got {dtype}")
     if len(shape) != len(spec.min):
         return [*mismatches, f"{name}, dimensions: expected {len(spec.min)} ({spec.sizes}), got {len(shape)}"]
-    are_pictures = len(shape) == len(source.min) == 4
+    are_images = len(shape) == len(source.min) == 4
     wanted, got = [], []
     for d in range(len(shape)):
         # A size that depends on a free size of the input may be fixed in the file, if it did not vary in any run.
-        follows = d < len(source.min) and source.min[d] != source.max[d] and (d == 0 or (are_pictures and d > 1))
+        follows = d < len(source.min) and source.min[d] != source.max[d] and (d == 0 or (are_images and d > 1))
         is_fixed = spec.min[d] == spec.max[d]
-        is_batch = d == 0 and follows and are_pictures
+        is_batch = d == 0 and follows and are_images
         if is_fixed and not is_batch and all(made.shape[d] == spec.min[d] for _, made in calls):
             continue
-        if are_pictures and d > 1:
+        if are_images and d > 1:
             expected = _strides(source.opt[d], spec.opt[d])
             found = frozenset.intersection(*(_strides(given.shape[d], made.shape[d]) for given, made in calls))
             if not expected & found:
@@ -166,7 +166,7 @@ def _mismatches_of(spec: TensorSpec, source: TensorSpec, calls: Sequence[tuple[T
                 got.append(_shown(found))
                 continue
         if is_fixed and not follows:
-            what = "channels" if are_pictures and d == 1 else f"size of dimension {d}"
+            what = "channels" if are_images and d == 1 else f"size of dimension {d}"
             mismatches.append(f"{name}, {what}: expected {spec.min[d]}, got {shape[d]}")
         elif d == 0:
             mismatches += [

@@ -134,8 +134,8 @@ def _span(detector: nn.Module, sizes: Sequence[tuple[int, int]], channels: int) 
     seen = []
     transform = _transform(detector)
     for size in sizes:
-        picture = torch.zeros(channels, *size)
-        seen.append(tuple(transform([picture])[0].tensors.shape[-2:]) if transform is not None else size)
+        image = torch.zeros(channels, *size)
+        seen.append(tuple(transform([image])[0].tensors.shape[-2:]) if transform is not None else size)
     heights, widths = zip(*seen, strict=True)
     return (min(heights), max(heights)), (min(widths), max(widths))
 

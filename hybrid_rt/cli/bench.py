@@ -17,12 +17,12 @@ from rich.table import Table
 from ..bench.bundles import BundleBenchmark, check_plot, compare, plot
 from ..common.atomic_files import atomic_write, check_writable
 from ..common.errors import OptionError
-from ..common.images import pictures_at
+from ..common.images import images_at
 from ..conversion.edit.swap import swap_backbone
 from ..verification.coco import CocoDataset
 from . import compare_engines
 from .detectors import built
-from .timing import MAX_PICTURES, add_timing_arguments
+from .timing import MAX_IMAGES, add_timing_arguments
 
 
 def add_verbs(verbs: Any) -> None:
@@ -88,19 +88,17 @@ def _bench(options: argparse.Namespace) -> int:
 
 def _measure(options: argparse.Namespace) -> list[BundleBenchmark]:
     """Times the bundles, and temporary ones with the given backbones."""
-    pictures = pictures_at(options.pictures)
+    images = images_at(options.images)
     dataset = None
     if options.coco is not None:
-        dataset = CocoDataset(options.coco, options.pictures, options.coco_limit)
-    with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder:
+        dataset = CocoDataset(options.coco, options.images, options.coco_limit)
+    with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as directory:
         bundles = dict(zip(_names(options.models), options.models, strict=True))
         for i, text in enumerate(options.backbone):
-            path = Path(folder) / f"{i}.pt"
+            path = Path(directory) / f"{i}.pt"
             swap_backbone(options.models[0], built(text, "backbone"), path)
             bundles[text] = path
-        return compare(
-            bundles, pictures[:MAX_PICTURES], dataset=dataset, repeat=options.repeat, threads=options.threads
-        )
+        return compare(bundles, images[:MAX_IMAGES], dataset=dataset, repeat=options.repeat, threads=options.threads)
 
 
 def _names(models: Sequence[Path]) -> list[str]:

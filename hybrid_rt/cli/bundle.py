@@ -20,7 +20,7 @@ from ..bundle.manifest import Engine, Manifest
 from ..capture.segment_contract import stride_of
 from ..common.class_names import summary_of
 from ..common.errors import OptionError
-from ..common.images import pictures_at
+from ..common.images import images_at
 from ..common.specs import PRECISIONS, variant_names
 from ..conversion.calibration import MOST_SAMPLES
 from ..conversion.edit.swap import swap_backbone
@@ -65,7 +65,7 @@ def calibration_images(directory: Path | None) -> list[tuple[Any, ...]]:
     Raises:
         OptionError: There is no image, or one can't be read.
     """
-    return [([image],) for image in pictures_at(directory, most=MOST_SAMPLES)] if directory else []
+    return [([image],) for image in images_at(directory, most=MOST_SAMPLES)] if directory else []
 
 
 def add_sign_argument(verb: argparse.ArgumentParser) -> None:
@@ -125,7 +125,7 @@ def add_verbs(verbs: Any) -> None:
 
     verb = verbs.add_parser("extract", help="write the engines of a .pt as files for the vendors' own tools")
     verb.add_argument("model", type=Path, help="path of the .pt")
-    verb.add_argument("folder", type=Path, help="directory to write to; created if missing")
+    verb.add_argument("directory", type=Path, help="directory to write to; created if missing")
     verb.add_argument("--segment", help="extract only this segment's engine")
     verb.add_argument("--backend", help="extract only this backend's variants")
     verb.set_defaults(run=_extract)
@@ -318,6 +318,6 @@ def _remove_variant(options: argparse.Namespace) -> int:
 
 
 def _extract(options: argparse.Namespace) -> int:
-    for file in extract(options.model, options.folder, segment=options.segment, backend=options.backend):
+    for file in extract(options.model, options.directory, segment=options.segment, backend=options.backend):
         print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
     return 0

@@ -20,10 +20,10 @@ from ..bench import tables
 from ..bench.cases import RUNTIMES, cases
 from ..bench.results import run_all, to_json
 from ..bench.run import Result, Settings, Subject
-from ..common.images import pictures_at
+from ..common.images import images_at
 from ..common.progress import Steps
 from .detectors import detector_named
-from .timing import MAX_PICTURES, add_timing_arguments
+from .timing import MAX_IMAGES, add_timing_arguments
 
 
 def add_verbs(verbs: Any) -> None:
@@ -70,8 +70,8 @@ def run(options: argparse.Namespace) -> int:
     engines = options.engine.split(",") if options.engine else registry.available_for(options.device)
     for variant in engines:
         choose_variants([variant], options.precision, fallback=False, scope="bench", device=options.device)
-    pictures = pictures_at(options.pictures)[:MAX_PICTURES]
-    subjects = [Subject(_name(text), partial(detector_named, text), pictures) for text in options.detector]
+    images = images_at(options.images)[:MAX_IMAGES]
+    subjects = [Subject(_name(text), partial(detector_named, text), images) for text in options.detector]
     settings = Settings(
         rounds=options.repeat,
         warm_up=options.warm_up,

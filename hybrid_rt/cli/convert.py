@@ -9,7 +9,7 @@ from typing import Any
 from ..backends.selection import FASTEST
 from ..capture.state import STATES
 from ..common.errors import OptionError
-from ..common.images import pictures_at
+from ..common.images import images_at
 from ..common.specs import PRECISIONS
 from ..conversion.options import AUTO_HEAD, AUTO_PRECISION, HEADS
 from ..verification.coco import CocoDataset
@@ -94,7 +94,7 @@ def _add_verification(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--coco-images",
         "--pictures",
-        dest="pictures",
+        dest="coco_images",
         type=Path,
         help="directory of the images of --coco (default: that of the JSON file)",
     )
@@ -130,7 +130,7 @@ def _add_output(verb: argparse.ArgumentParser) -> None:
 def _convert(options: argparse.Namespace) -> int:
     from ..conversion.convert import convert  # its import takes a second, which no other verb needs
 
-    example, *others = pictures_at(options.example)
+    example, *others = images_at(options.example)
     result = convert(
         detector_named(options.detector),
         ([example],),
@@ -147,7 +147,7 @@ def _convert(options: argparse.Namespace) -> int:
         state=options.state,
         fallback=not options.no_fallback,
         verify=not options.no_verify,
-        verify_inputs=[([picture],) for picture in others],
+        verify_inputs=[([image],) for image in others],
         dataset=_dataset(options),
         max_map_drop=options.max_map_drop,
         class_names=class_names_for(options.detector, options.class_names),
@@ -164,7 +164,7 @@ def _convert(options: argparse.Namespace) -> int:
 
 def _dataset(options: argparse.Namespace) -> CocoDataset | None:
     if options.coco is None:
-        if options.pictures is not None or options.coco_limit is not None:
+        if options.coco_images is not None or options.coco_limit is not None:
             raise OptionError.make("cli", "--coco-images, --coco-limit", expected="--coco as well", got="none")
         return None
-    return CocoDataset(options.coco, options.pictures or options.coco.parent, options.coco_limit)
+    return CocoDataset(options.coco, options.coco_images or options.coco.parent, options.coco_limit)

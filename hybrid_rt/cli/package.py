@@ -65,7 +65,7 @@ def _described(made: Package) -> str:
     facts = made.manifest
     size = sum(file["size"] for file in facts["files"])
     backends = ", ".join(f"{name} {version}" for name, version in facts["backends"].items())
-    lines = [f"{made.folder}: {len(facts['files'])} files, {size / 1e6:.1f} MB"]
+    lines = [f"{made.directory}: {len(facts['files'])} files, {size / 1e6:.1f} MB"]
     lines += [f"{made.archive}"] if made.archive else []
     lines += [
         f"  models: {', '.join(model['name'] for model in facts['models'])}",
@@ -77,6 +77,6 @@ def _described(made: Package) -> str:
             for entry in facts["external"]
             if "variable" in entry
         ),
-        f"  start: {made.folder / 'serve'}, {made.folder / 'detect'}",
+        f"  start: {made.directory / 'serve'}, {made.directory / 'detect'}",
     ]
     return "\n".join(lines)

@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from ..common.errors import OptionError
-from ..common.images import read_picture
+from ..common.images import read_image
 
-MAX_PICTURES = 4
+MAX_IMAGES = 4
 """Largest number of images of a directory that are timed, alternately."""
 
 
@@ -20,10 +20,10 @@ def add_timing_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--images",
         "--pictures",
-        dest="pictures",
+        dest="images",
         type=Path,
         required=True,
-        help=f"an image, or a directory of which the first {MAX_PICTURES} images are timed",
+        help=f"an image, or a directory of which the first {MAX_IMAGES} images are timed",
     )
     verb.add_argument("--repeat", type=int, default=20, help="timed rounds (default: 20)")
     verb.add_argument("--threads", type=int, default=0, help="threads per call (default: as torch)")
@@ -63,7 +63,7 @@ def image_arguments(image: Path | None) -> tuple[list[Tensor]] | None:
     Raises:
         OptionError: The image can't be read.
     """
-    return None if image is None else ([read_picture(image)],)
+    return None if image is None else ([read_image(image)],)
 
 
 def timed_calls(options: argparse.Namespace) -> dict[str, Any]:

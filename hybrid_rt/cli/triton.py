@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..common.images import read_picture
+from ..common.images import read_image
 from ..conversion.export.triton import INPUTS, ServingOptions, export_triton, library
 
 
@@ -23,7 +23,7 @@ def add_verbs(verbs: Any) -> None:
     )
     verb.add_argument("--name", help="name of the model (default: the file name)")
     verb.add_argument(
-        "--image", "--picture", dest="picture", type=Path, help="test image with objects (default: the golden sample's)"
+        "--image", "--picture", dest="image", type=Path, help="test image with objects (default: the golden sample's)"
     )
     verb.add_argument(
         "--input",
@@ -58,7 +58,7 @@ def _export(options: argparse.Namespace) -> int:
             threads=options.threads,
         ),
         name=options.name,
-        picture=None if options.picture is None else read_picture(options.picture),
+        image=None if options.image is None else read_image(options.image),
         force=options.force,
     )
     facts = {"library": str(library()), "torch": torch.__version__}

@@ -112,8 +112,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
     try:
         place = _place_of(path)
         _remove_leftovers(place.parent)
-        with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=place.parent) as folder:
-            temporary = Path(folder) / place.name
+        with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=place.parent) as directory:
+            temporary = Path(directory) / place.name
             yield temporary
             _take_permissions(temporary, place)
             with temporary.open("rb") as stream:
@@ -135,10 +135,10 @@ def _take_permissions(temporary: Path, old: Path) -> None:
     temporary.chmod(stat.S_IMODE(kept.st_mode))
 
 
-def _remove_leftovers(folder: Path) -> None:
+def _remove_leftovers(directory: Path) -> None:
     """Removes temporary files of processes that were killed."""
     oldest = time.time() - _LEFTOVER_SECONDS
-    with suppress(OSError), os.scandir(folder) as entries:
+    with suppress(OSError), os.scandir(directory) as entries:
         for entry in entries:
             if entry.name.startswith(TEMPORARY_PREFIX) and entry.stat(follow_symlinks=False).st_mtime < oldest:
                 if entry.is_dir(follow_symlinks=False):

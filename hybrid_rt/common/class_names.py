@@ -124,7 +124,7 @@ def summary_of(names: Sequence[str], most: int = 12) -> str:
 
 
 def class_colour(label: int) -> Colour:
-    """Returns red, green and blue of a class, each in 0..255; cpp/apps/picture/class_colours.cpp gives the reasons."""
+    """Returns red, green and blue of a class, each in 0..255; cpp/apps/image/class_colours.cpp gives the reasons."""
     turns = _GOLDEN_RATIO * label
     sextant = (turns - math.floor(turns)) * 6
     saturation, value = _SHADES[label % 4]

@@ -24,7 +24,7 @@ _TURNS = {
 
 
 def _orientation(exif: bytes) -> int:
-    """Returns the orientation in EXIF data, or 1 if it can't be read; matches cpp/apps/picture/orientation.cpp."""
+    """Returns the orientation in EXIF data, or 1 if it can't be read; matches cpp/apps/image/orientation.cpp."""
     tiff = exif
     while tiff.startswith(_EXIF_MARK):  # some writers of PNG put it there too
         tiff = tiff.removeprefix(_EXIF_MARK)
@@ -46,7 +46,7 @@ def _orientation(exif: bytes) -> int:
     return found if 1 <= found <= 8 else 1
 
 
-def read_picture(path: Path, scope: str = "cli", *, exif: bool = False) -> torch.Tensor:
+def read_image(path: Path, scope: str = "cli", *, exif: bool = False) -> torch.Tensor:
     """Returns an image as RGB float32 [3, H, W] in 0..1, with the same pixels as the C++ programs decode.
 
     Gamma is not applied; 16-bit values are reduced to their high byte.
@@ -64,35 +64,35 @@ def read_picture(path: Path, scope: str = "cli", *, exif: bool = False) -> torch
     from PIL import Image
 
     try:
-        with Image.open(path) as picture:
-            picture.load()  # Exif data may stand after the pixels
-            is_transposed, flipped = _TURNS[_orientation(picture.info.get("exif", b"")) if exif else 1]
-            if picture.mode.startswith("I"):  # 16 bits, of which Pillow's convert() would clip all above 255
-                grey = (numpy.array(picture).astype(numpy.int64) >> 8).clip(0, 255).astype(numpy.uint8)
+        with Image.open(path) as image:
+            image.load()  # Exif data may stand after the pixels
+            is_transposed, flipped = _TURNS[_orientation(image.info.get("exif", b"")) if exif else 1]
+            if image.mode.startswith("I"):  # 16 bits, of which Pillow's convert() would clip all above 255
+                grey = (numpy.array(image).astype(numpy.int64) >> 8).clip(0, 255).astype(numpy.uint8)
                 pixels = numpy.repeat(grey[:, :, None], 3, axis=2)
             else:
-                pixels = numpy.array(picture.convert("RGB"))
+                pixels = numpy.array(image.convert("RGB"))
     except Exception as error:  # Pillow's readers of formats, and its limit of pixels, raise many kinds
         raise OptionError.make(scope, f"image {path}", expected="an image file", got=str(error)) from error
     upright = numpy.flip(pixels.transpose(1, 0, 2) if is_transposed else pixels, flipped)
     return torch.from_numpy(upright.copy()).permute(2, 0, 1).float() / 255
 
 
-def pictures_at(path: Path, *, exif: bool = False, most: int | None = None) -> list[torch.Tensor]:
+def images_at(path: Path, *, exif: bool = False, most: int | None = None) -> list[torch.Tensor]:
     """Returns the image, or all PNG and JPEG images of a directory in the order of their names.
 
     Args:
         path: the file or directory.
-        exif: see :func:`read_picture`.
+        exif: see :func:`read_image`.
         most: maximum number of images; of a larger directory, every second, third, ... one is read. None: all.
 
     Raises:
         OptionError: There is no image, or one can't be read.
     """
     if not path.is_dir():
-        return [read_picture(path, exif=exif)]
+        return [read_image(path, exif=exif)]
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in {".png", ".jpg", ".jpeg"})
     if not files:
         raise OptionError.make("cli", f"directory {path}", expected="PNG or JPEG images", got="none")
     stride = 1 if most is None else -(-len(files) // most)
-    return [read_picture(file, exif=exif) for file in files[::stride]]
+    return [read_image(file, exif=exif) for file in files[::stride]]

@@ -15,7 +15,7 @@ from ..verification.verify import TensorError, Thresholds, Verification, compare
 from .assemble.hybrid import Hybrid
 from .assemble.variant_trials import compare_variants, variant_findings
 from .options import CheckOptions
-from .report.images import PictureReport, PictureSamples
+from .report.images import ImageReport, ImageSamples
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,14 @@ class Checks:
         precision: precision whose thresholds apply to the boxes.
         thresholds: limits for equality.
         verification: the comparison; None if it was switched off.
-        pictures: the first images, with the boxes of detector and hybrid.
+        images: the first images, with the boxes of detector and hybrid.
         golden: sample for a comparison on the target; None if a stored result can't serve as its reference.
     """
 
     precision: str
     thresholds: Thresholds
     verification: Verification | None
-    pictures: list[PictureReport]
+    images: list[ImageReport]
     golden: GoldenSample | None
 
     @property
@@ -50,9 +50,9 @@ def check_hybrid(hybrid: Hybrid, profile: Profile, options: CheckOptions, precis
         OptionError: The detector's results do not fit the dataset.
     """
     limits = options.limits(precision)
-    pictures = PictureSamples(limits, profile.images)
+    samples = ImageSamples(limits, profile.images)
     choice = SampleChoice(profile.example, profile.observation.result, limits)
-    watchers = (pictures, choice)
+    watchers = (samples, choice)
     try:
         verification = _verify(hybrid, profile, options, precision, watchers, steps) if options.verify else None
     finally:
@@ -65,7 +65,7 @@ def check_hybrid(hybrid: Hybrid, profile: Profile, options: CheckOptions, precis
         ):
             accuracy = coco.compare(profile.truth, module, options.truth, options.max_map_drop)
         verification = verification.with_dataset(accuracy)
-    return Checks(precision, limits, verification, pictures.pictures, choice.sample(precision))
+    return Checks(precision, limits, verification, samples.images, choice.sample(precision))
 
 
 def _verify(

@@ -193,7 +193,7 @@ def convert(
             "height": ..., "width": ...}. None: all sizes that the detector's own transform can produce, or the
             example's size if it has no transform.
         images: inputs that are images, by position, by name, or by the path into a nested argument, e.g. ``[0]``,
-            ``["pictures", (1, "depth")]``; or with their layouts: ``{"pictures": "NHWC"}``, in letters from N, C, T,
+            ``["image", (1, "depth")]``; or with their layouts: ``{"image": "NHWC"}``, in letters from N, C, T,
             D, H, W. None: inputs whose pixels reach a convolution. Only images, and inputs that vary with them, are
             resized.
         state: treatment of a detector that keeps state in buffers or attributes, so that its results depend on earlier
@@ -299,7 +299,7 @@ def _convert(
         shares=profile.shares,
         predicted_gain=predicted_gain(profile.shares, ENGINE_SPEEDUP[checks.precision]),
         thresholds=checks.thresholds if wanted.checks.verify else None,
-        pictures=checks.pictures,
+        pictures=checks.images,
         class_names=names,
         seconds=steps.seconds,
         given_up=built.given_up,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..common.errors import OptionError
-from ..common.images import read_picture
+from ..common.images import read_image
 from .boxes import detections_of
 
 Detect = Callable[[list[Tensor]], list[dict[str, Tensor]]]
@@ -140,16 +140,16 @@ def read(dataset: CocoDataset, max_map_drop: float = 0.005) -> Truth:
     except ValueError as error:  # no JSON, or no text
         raise _wrong(f"annotations {path}", "JSON", str(error)) from error
     kept = _checked(str(path), content, dataset.limit)
-    folder = Path(dataset.pictures)
-    if not folder.is_dir():
-        raise _wrong(f"images {folder}", "a directory", "no such directory")
-    files = {image["id"]: folder / image["file_name"] for image in kept["images"]}
+    directory = Path(dataset.pictures)
+    if not directory.is_dir():
+        raise _wrong(f"images {directory}", "a directory", "no such directory")
+    files = {image["id"]: directory / image["file_name"] for image in kept["images"]}
     missing = [file for file in files.values() if not file.is_file()]
     if missing:
         raise _wrong(
-            f"images {folder}",
+            f"images {directory}",
             f"every image that {path} names",
-            f"no {missing[0].relative_to(folder)}" + (f" and {len(missing) - 1} more" if missing[1:] else ""),
+            f"no {missing[0].relative_to(directory)}" + (f" and {len(missing) - 1} more" if missing[1:] else ""),
         )
     truth = Truth(str(path), kept, files, dataset.labels)
     unknown = set((dataset.labels or {}).values()) - truth.categories
@@ -231,8 +231,8 @@ def accuracies(detectors: Sequence[Detect], truth: Truth) -> list[Accuracy]:
     """
     results: list[list[dict[str, Any]]] = [[] for _ in detectors]
     for image in truth.content["images"]:
-        picture = read_picture(truth.files[image["id"]], "verify")
-        size = tuple(picture.shape[-2:])
+        pixels = read_image(truth.files[image["id"]], "verify")
+        size = tuple(pixels.shape[-2:])
         annotated = (image.get("height", size[0]), image.get("width", size[1]))
         if size != annotated:
             raise _wrong(
@@ -242,7 +242,7 @@ def accuracies(detectors: Sequence[Detect], truth: Truth) -> list[Accuracy]:
             )
         for detect, found in zip(detectors, results, strict=True):
             with torch.no_grad():
-                detections = detections_of(detect([picture.clone()]))
+                detections = detections_of(detect([pixels.clone()]))
             if detections is None or len(detections) != 1:
                 raise _wrong(
                     "the detector",

@@ -120,7 +120,7 @@ class SampleChoice:
 
 
 def _boxes_in(result: Any) -> int:
-    return sum(len(picture["boxes"]) for picture in detections_of(result) or [])
+    return sum(len(image["boxes"]) for image in detections_of(result) or [])
 
 
 NOT_REPEATED = "rounding decides on its result: no target can judge it without the detector"
@@ -138,8 +138,8 @@ def pack(
     """
     if golden is None:
         return {"absent": absent}, None
-    pictures = detections_of(golden.expected)
-    if pictures is not None and not any(len(picture["boxes"]) for picture in pictures):
+    images = detections_of(golden.expected)
+    if images is not None and not any(len(image["boxes"]) for image in images):
         return {"absent": "the detector found no box on the example, so that there is nothing to compare"}, None
     data = bytearray()
     try:
@@ -158,12 +158,12 @@ def pack(
 
 def _compact(expected: Any) -> Any:
     """Returns detections with binary masks, because float masks of all boxes would be larger than the bundle."""
-    pictures = detections_of(expected)
-    if pictures is None:
+    images = detections_of(expected)
+    if images is None:
         return expected
     return [
-        {name: (value >= 0.5).to(torch.uint8) if name == "masks" else value for name, value in picture.items()}
-        for picture in pictures
+        {name: (value >= 0.5).to(torch.uint8) if name == "masks" else value for name, value in image.items()}
+        for image in images
     ]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from .boxes import BoxMatch
 from .coco import DatasetComparison
 
-ENGINE, PICTURE, NOTHING = "engine", "picture", "nothing"
+ENGINE, IMAGE, NOTHING = "engine", "image", "nothing"
 """Kinds of failures: an engine's output, the boxes of an image, nothing that could be compared."""
 
 
@@ -101,7 +101,7 @@ class Verification:
     def worst(self) -> list[str]:
         """Returns the texts of the worst failed output of an engine and of the worst failed image."""
         found = []
-        for kind in (ENGINE, PICTURE):
+        for kind in (ENGINE, IMAGE):
             failures = [failure for failure in self._noted if failure.kind == kind]
             if failures:
                 found.append(max(failures, key=lambda failure: failure.severity).text)

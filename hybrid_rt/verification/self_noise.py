@@ -207,7 +207,7 @@ def equal_but_for_noise(expected: Any, found: Any, rerun: Rerun, thresholds: Thr
     native = thresholds.to_native()
     wanted, had = _widened(expected), _widened(found)
     compared = _native.compare_results(plain(wanted), plain(had), native, where)
-    differing = [_differing(picture) for picture in compared.pictures]
+    differing = [_differing(image) for image in compared.pictures]
     by_noise: list[tuple[int, ...]] = [(0, 0, 0, 0)] * len(differing)
     repeats = True
     for seed in range(_RUNS):  # a run costs as much as the detector does: no more of them than are needed
@@ -215,12 +215,10 @@ def equal_but_for_noise(expected: Any, found: Any, rerun: Rerun, thresholds: Thr
         repeats = repeats and not _native.compare_results(plain(expected), plain(run), native, where).failures
         if not repeats and not compared.failures:
             return True
-        pictures = _native.compare_results(plain(wanted), plain(_widened(run)), native, where).pictures
-        if not len(pictures) == len(differing) > 0:
+        images = _native.compare_results(plain(wanted), plain(_widened(run)), native, where).pictures
+        if not len(images) == len(differing) > 0:
             return False
-        by_noise = [
-            tuple(map(max, most, _differing(picture))) for most, picture in zip(by_noise, pictures, strict=True)
-        ]
+        by_noise = [tuple(map(max, most, _differing(image))) for most, image in zip(by_noise, images, strict=True)]
         if not repeats and all(
             count <= most
             for counts in zip(differing, by_noise, strict=True)
@@ -237,12 +235,12 @@ def _differing(match: Any) -> tuple[int, ...]:
     return lost, extra, match.masks_differ, match.keypoints_differ
 
 
-def _widened(pictures: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+def _widened(images: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
     changed = []
-    for picture in pictures:
-        boxes = picture["boxes"].detach().double()
+    for image in images:
+        boxes = image["boxes"].detach().double()
         # For boxes in 0..1, a thousandth of the image replaces the pixel.
         least = _THIN if boxes.numel() and float(boxes.abs().max()) > 2 else _THIN / 1000
         sides = (boxes[:, 2:] - boxes[:, :2]).clamp_min(least)
-        changed.append({**picture, "boxes": torch.cat([boxes[:, :2], boxes[:, :2] + sides], dim=1)})
+        changed.append({**image, "boxes": torch.cat([boxes[:, :2], boxes[:, :2] + sides], dim=1)})
     return changed

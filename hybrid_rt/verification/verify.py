@@ -20,7 +20,7 @@ from . import coco
 from .boxes import BoxMatch, box_iou, detections_of, match_boxes
 from .coco import CocoDataset
 from .plain_values import comparable, tensors_by_place
-from .result import ENGINE, NOTHING, PICTURE, Failure, Findings, TensorError, Verification
+from .result import ENGINE, IMAGE, NOTHING, Failure, Findings, TensorError, Verification
 from .self_noise import Rerun, equal_but_for_noise, reconciled, run_with_noise
 from .thresholds import THRESHOLDS, Thresholds, thresholds_of
 
@@ -123,7 +123,7 @@ def compare_results(
         ],
         pictures=[BoxMatch.from_native(match) for match in found.pictures],
         failures=[
-            Failure(failure.text, "" if failure.severity is None else PICTURE, failure.severity or 0.0)
+            Failure(failure.text, "" if failure.severity is None else IMAGE, failure.severity or 0.0)
             for failure in (() if is_excused else found.failures)
         ],
         not_run=[f"{where}, output '{name}': {UNDETERMINED}" for name in undetermined],

@@ -23,7 +23,7 @@ sys.path.append(str(ROOT))
 
 import hybrid_rt
 from helpers.external_projects import DOWNSTREAM, build_project
-from hybrid_rt.common.images import read_picture
+from hybrid_rt.common.images import read_image
 from hybrid_rt.conversion.report.measurement import eager_budget
 from models import digits_detector
 
@@ -110,13 +110,13 @@ def demo_picture() -> Path:
 @pytest.fixture(scope="session")
 def demo_image(demo_picture: Path) -> Tensor:
     """Returns the demo image as [3, H, W] in 0..1."""
-    return read_picture(demo_picture)
+    return read_image(demo_picture)
 
 
 @pytest.fixture(scope="session")
 def demo_images() -> list[Tensor]:
     """Returns all held-out images, of several sizes."""
-    return [read_picture(path) for path in sorted((ROOT / "models" / "held_out").glob("*.png"))]
+    return [read_image(path) for path in sorted((ROOT / "models" / "held_out").glob("*.png"))]
 
 
 @pytest.fixture(scope="session")

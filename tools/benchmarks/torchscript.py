@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parents[2]
 
-from hybrid_rt.common.images import read_picture
+from hybrid_rt.common.images import read_image
 from hybrid_rt.common.latency import percentile
 from models import digits_detector, torchvision_detectors
 
@@ -61,7 +61,7 @@ CASES = (
 def detector_of(name: str) -> tuple[nn.Module, Tensor]:
     """Returns a detector and an image for it."""
     if name == "demo":
-        return digits_detector.load(), read_picture(sorted((ROOT / "models" / "held_out").glob("*.png"))[0])
+        return digits_detector.load(), read_image(sorted((ROOT / "models" / "held_out").glob("*.png"))[0])
     (picture,) = torchvision_detectors.pictures([(480, 640)])
     return torchvision_detectors.build(name), picture
 

@@ -181,15 +181,15 @@ def _library(exported_program: torch.export.ExportedProgram, program: Program, d
     examples = program.examples
     if device == "cuda":
         exported_program, examples = cuda.move_to_cuda(exported_program, examples)
-    with _private_folder() as folder, _compiling_for(device, folder):
+    with _private_directory() as directory, _compiling_for(device, directory):
         # Inductor tries instruction sets by small libraries that need torch's symbols, and remembers the answer for the
         # process: without this call it would ask under the options below, and find that there are none.
         pick_vec_isa()
         options = {
             **_options(),
             **(cuda.OPTIONS if device == "cuda" else {}),
-            # A folder: the names in it are inductor's.
-            "aot_inductor.output_path": str(folder / "library"),
+            # A directory: inductor chooses the names in it.
+            "aot_inductor.output_path": str(directory / "library"),
         }
         with torch.no_grad(), torch_export.free_sizes(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -219,10 +219,10 @@ def _options() -> dict[str, Any]:
     options: dict[str, Any] = {
         "freezing": True,  # folds the weights' arithmetic and packs them
         "cpp.dynamic_threads": True,  # else the number of threads is that of the machine that converts
-        "aot_inductor.link_libtorch": False,  # else this machine's folder of torch is written into it
+        "aot_inductor.link_libtorch": False,  # else the place of torch on this machine is written into it
         "aot_inductor.package": False,  # else it returns a list of files
         "aot_inductor.metadata": {},  # inductor writes into it, else into the process's own
-        # They would lie in a folder of all processes, and cost more than they save on few segments.
+        # They would lie in a directory of all processes, and cost more than they save on few segments.
         "aot_inductor.precompile_headers": False,
     }
     if hasattr(inductor.cpp, "march") and inductor.cpp.march is None and platform.machine() == "x86_64":
@@ -239,19 +239,19 @@ def _is_known(settings: Any, name: str) -> bool:
     return True
 
 
-def _compiling_for(device: str, folder: Path) -> contextlib.AbstractContextManager[None]:
-    return cuda.compiling(folder) if device == "cuda" else contextlib.nullcontext()
+def _compiling_for(device: str, directory: Path) -> contextlib.AbstractContextManager[None]:
+    return cuda.compiling(directory) if device == "cuda" else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
-def _private_folder() -> Iterator[Path]:
+def _private_directory() -> Iterator[Path]:
     """Yields a temporary directory for inductor's files, so that the user's cache stays unchanged."""
     names = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
-    with _COMPILING, tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder:
+    with _COMPILING, tempfile.TemporaryDirectory(prefix="hybrid_rt_") as directory:
         before = {name: os.environ.get(name) for name in names}
-        os.environ.update({name: str(Path(folder) / "cache") for name in names})
+        os.environ.update({name: str(Path(directory) / "cache") for name in names})
         try:
-            yield Path(folder)
+            yield Path(directory)
         finally:
             for name, value in before.items():
                 if value is None:

@@ -71,16 +71,16 @@ def move_to_cuda(
 
 
 @contextlib.contextmanager
-def compiling(folder: Path) -> Iterator[None]:
+def compiling(directory: Path) -> Iterator[None]:
     """The C++ compiler finds CUDA, and inductor remembers no kernels of other compilations.
 
     Args:
-        folder: for what the linker needs; it may go afterwards.
+        directory: for what the linker needs; it may go afterwards.
     """
     from torch._inductor.utils import clear_caches
     from torch.utils import cpp_extension
 
-    links = folder / "links"
+    links = directory / "links"
     links.mkdir()
     driver = _driver()
     if driver is not None:
@@ -119,9 +119,9 @@ def _toolkit() -> str | None:
     brought = importlib.util.find_spec("nvidia")
     wheels = list(brought.submodule_search_locations or ()) if brought else []
     major = (torch.version.cuda or "").split(".")[0]
-    for folder in (cpp_extension.CUDA_HOME, *(f"{wheel}/cu{major}" for wheel in wheels), "/usr/local/cuda"):
-        if folder and all((Path(folder) / "include" / header).is_file() for header in _HEADERS):
-            return str(folder)
+    for directory in (cpp_extension.CUDA_HOME, *(f"{wheel}/cu{major}" for wheel in wheels), "/usr/local/cuda"):
+        if directory and all((Path(directory) / "include" / header).is_file() for header in _HEADERS):
+            return str(directory)
     return None
 
 

@@ -184,7 +184,7 @@ def entries() -> list[Entry]:
     """Returns all entries, the most recently used first.
 
     Raises:
-        OptionError: The cache has no directory, see :func:`folder`.
+        OptionError: The cache has no directory, see :func:`cache_directory`.
     """
     found = []
     for path in _files(cache_directory()):

@@ -22,9 +22,9 @@ class OnnxRuntimeWholeGraph(WholeGraph):
             str(directory / _FILE),
             dynamo=False,  # torch.export takes no detector of torchvision (data-dependent sizes)
             opset_version=18,
-            input_names=["picture"],
+            input_names=["image"],
             output_names=list(whole.outputs),
-            dynamic_axes={"picture": {1: "height", 2: "width"}},
+            dynamic_axes={"image": {1: "height", 2: "width"}},
         )
 
     def open(self, precision: str, directory: Path, threads: int) -> Call:
@@ -35,4 +35,4 @@ class OnnxRuntimeWholeGraph(WholeGraph):
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(directory / _FILE, options, providers=["CPUExecutionProvider"])
-        return lambda image: [torch.from_numpy(value) for value in session.run(None, {"picture": image.numpy()})]
+        return lambda image: [torch.from_numpy(value) for value in session.run(None, {"image": image.numpy()})]

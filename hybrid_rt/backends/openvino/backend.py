@@ -110,8 +110,8 @@ class OpenVINOBackend(QuantizingBackend):
             )
             record = {BLOB: quantization.to_blob()}
             versions |= {"nncf": importlib.metadata.version("nncf"), "int8": quantization.summary}
-        with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder:
-            xml = Path(folder) / "segment.xml"
+        with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as directory:
+            xml = Path(directory) / "segment.xml"
             openvino.save_model(model, str(xml), compress_to_fp16=precision == "bf16")
             blobs = {
                 "xml": blob_from_bytes(xml.read_bytes()),

@@ -29,8 +29,8 @@ class _Holder(nn.Module):
         super().__init__()
         self.whole = whole
 
-    def forward(self, picture: Tensor) -> tuple[Tensor, ...]:
-        found: tuple[Tensor, ...] = self.whole(picture)
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        found: tuple[Tensor, ...] = self.whole(image)
         return found
 
 
@@ -85,8 +85,8 @@ def _quantize(directory: Path, images: Sequence[Tensor]) -> None:
     with quiet():
         samples = nncf.Dataset([image.numpy() for image in images])
         quantized = nncf.quantize(_read(openvino.Core(), directory), samples, subset_size=len(images))
-    with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder:  # the model still reads the original files
-        xml = Path(folder) / "model.xml"
+    with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as temporary:  # the model still reads the original files
+        xml = Path(temporary) / "model.xml"
         openvino.save_model(quantized, str(xml), compress_to_fp16=False)
         for name, path in (("xml", xml), ("weights", xml.with_suffix(".bin"))):
             (directory / name).write_bytes(path.read_bytes())

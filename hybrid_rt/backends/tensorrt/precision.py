@@ -101,8 +101,8 @@ def quantize(model: Any, names: Sequence[str], calibration: Sequence[Sequence[Te
                 return None
             return {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True) if name in used}
 
-    with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder, _quiet():
-        path = Path(folder) / "quantized.onnx"
+    with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as directory, _quiet():
+        path = Path(directory) / "quantized.onnx"
         quantize_static(
             model,
             path,

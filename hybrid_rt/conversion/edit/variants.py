@@ -72,8 +72,8 @@ class VariantChangeReport:
         if self.verification is not None and self.verification.tensors:
             worst = max(self.verification.tensors, key=lambda error: error.relative_error)
             lines.append(f"verified: greatest relative error {worst.relative_error:.2g} in output {worst.output}")
-        for picture in self.verification.pictures if self.verification is not None else []:
-            lines.append(f"golden sample: {picture.matched} of {picture.expected} boxes matched")
+        for match in self.verification.pictures if self.verification is not None else []:
+            lines.append(f"golden sample: {match.matched} of {match.expected} boxes matched")
         return "\n".join([*lines, *self.notes])
 
 

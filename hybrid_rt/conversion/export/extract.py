@@ -50,11 +50,11 @@ def extract(
         >>> [path.name for path in hybrid_rt.extract("detector.pt", "engines", backend="openvino")]
         ['backbone-openvino-fp32.xml', 'backbone-openvino-fp32.bin']
     """
-    path, folder = Path(path), Path(output_folder)
+    path, directory = Path(path), Path(output_folder)
     manifest = read_manifest(path)
     chosen = _chosen(manifest.engines, segment, backend)
-    with named_if_refused("extract", folder, "a directory that can be written", "Name another directory."):
-        folder.mkdir(parents=True, exist_ok=True)
+    with named_if_refused("extract", directory, "a directory that can be written", "Name another directory."):
+        directory.mkdir(parents=True, exist_ok=True)
     files = []
     try:
         records = {record.sha256: name for name, record in manifest.records.items()}
@@ -65,7 +65,7 @@ def extract(
                 names = [f"{root}/{records.get(entry.sha256, '')}" for entry in table]
                 endings = registry.file_endings(variant.backend)
                 for blob in variant.blobs:
-                    file = folder / (stem + endings.get(blob.name, f".{_safe(blob.name)}"))
+                    file = directory / (stem + endings.get(blob.name, f".{_safe(blob.name)}"))
                     file.parent.mkdir(exist_ok=True)
                     _write(file, archive, names, blob)
                     files.append(file)

@@ -43,7 +43,7 @@ _CHUNK = 1 << 20
 class Package:
     """Result of :func:`package`; ``manifest`` is the content of the directory's package.json."""
 
-    folder: Path
+    directory: Path
     archive: Path | None
     manifest: dict[str, Any]
 
@@ -82,9 +82,9 @@ def package(
     """
     if torch not in TORCH:
         raise OptionError.make(_SCOPE, "torch", expected=f"one of {', '.join(TORCH)}", got=f"{torch!r}")
-    folder = Path(output).absolute()
-    tar = folder.with_name(f"{folder.name}.tar") if archive else None
-    _check_output(folder, tar, overwrite)
+    directory = Path(output).absolute()
+    tar = directory.with_name(f"{directory.name}.tar") if archive else None
+    _check_output(directory, tar, overwrite)
     models = models_of(bundles)
     chosen, left_out = chosen_backends(models, backends)
     items, closure = collect(models, chosen, torch == "external")
@@ -92,31 +92,31 @@ def package(
     facts = _facts(models, chosen, left_out, closure, torch == "external")
     scripts = _scripts(models, facts, items, named=tuple(chosen) if backends is not None else ())
     with (
-        named_if_refused(_SCOPE, folder, "to write the directory"),
-        tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=folder.parent) as temporary,
+        named_if_refused(_SCOPE, directory, "to write the directory"),
+        tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=directory.parent) as temporary,
     ):
-        made = Path(temporary) / folder.name
+        made = Path(temporary) / directory.name
         manifest = _write(made, items, scripts, facts, parts)
         made_tar = _archive(made) if tar is not None else None
-        _move(made, folder, Path(temporary) / "old")
+        _move(made, directory, Path(temporary) / "old")
         if tar is not None and made_tar is not None:
             made_tar.replace(tar)
-    return Package(folder, tar, manifest)
+    return Package(directory, tar, manifest)
 
 
-def _check_output(folder: Path, tar: Path | None, overwrite: bool) -> None:
-    if not folder.parent.is_dir():
+def _check_output(directory: Path, tar: Path | None, overwrite: bool) -> None:
+    if not directory.parent.is_dir():
         raise OptionError.make(
-            _SCOPE, str(folder), expected="a path in an existing directory", got=f"no directory {folder.parent}"
+            _SCOPE, str(directory), expected="a path in an existing directory", got=f"no directory {directory.parent}"
         )
-    is_empty = folder.is_dir() and not any(folder.iterdir())
-    if folder.exists() and not is_empty and not (overwrite and _is_package(folder)):
+    is_empty = directory.is_dir() and not any(directory.iterdir())
+    if directory.exists() and not is_empty and not (overwrite and _is_package(directory)):
         raise OptionError.make(
             _SCOPE,
-            str(folder),
+            str(directory),
             expected="a new path or an empty directory",
-            got="a package" if _is_package(folder) else "something else",
-            remedy="Pass --overwrite to replace it." if _is_package(folder) else "Pass another directory.",
+            got="a package" if _is_package(directory) else "something else",
+            remedy="Pass --overwrite to replace it." if _is_package(directory) else "Pass another directory.",
         )
     if tar is not None and tar.exists() and not (overwrite and tar.is_file()):
         raise OptionError.make(
@@ -124,9 +124,9 @@ def _check_output(folder: Path, tar: Path | None, overwrite: bool) -> None:
         )
 
 
-def _is_package(folder: Path) -> bool:
+def _is_package(directory: Path) -> bool:
     try:
-        return "package_format_version" in json.loads((folder / MANIFEST).read_text())
+        return "package_format_version" in json.loads((directory / MANIFEST).read_text())
     except (OSError, ValueError, TypeError):
         return False
 
@@ -187,7 +187,7 @@ def _scripts(
             external_torch=any(entry["name"] == "libtorch" for entry in facts["external"]),
             torch_version=facts["versions"]["torch"],
             backends=named,
-            plugin_folders=sorted(plugins - {"lib/hybrid_rt/lib"}),
+            plugin_directories=sorted(plugins - {"lib/hybrid_rt/lib"}),
             takes_one_model=script == "detect",
             only_model=models[0].path.name if len(models) == 1 else "",
             names=names,
@@ -209,12 +209,12 @@ def _add_licences(items: dict[str, Item]) -> list[Part]:
         for licence in part.licences:
             # torch has a hundred files of the same name in different directories.
             place = licence.as_posix().rpartition(".dist-info/")[2] if part.kind == "pypi" else licence.name
-            items.setdefault(f"{part.folder}/{place}", Item(licence))
+            items.setdefault(f"{part.directory}/{place}", Item(licence))
     return parts
 
 
 def _write(
-    folder: Path,
+    directory: Path,
     items: Mapping[str, Item],
     scripts: Mapping[str, str],
     facts: Mapping[str, Any],
@@ -223,23 +223,23 @@ def _write(
     """Writes all files and the manifest; returns it."""
     files = []
     for place, item in sorted(items.items()):
-        target = folder / place
+        target = directory / place
         target.parent.mkdir(parents=True, exist_ok=True)
         digest, size = _copy(item.source, target)
         target.chmod(0o755 if item.executable else 0o644)
         files.append({"path": place, "size": size, "sha256": digest, "needed_by": item.needed_by})
     for name, text in scripts.items():
-        (folder / name).write_text(text)
-        (folder / name).chmod(0o755)
+        (directory / name).write_text(text)
+        (directory / name).chmod(0o755)
         files.append({"path": name, "size": len(text.encode()), "sha256": _sha256(text), "needed_by": []})
-    text = bill(folder.name, parts, {str(file["path"]): str(file["sha256"]) for file in files})
-    (folder / BILL).write_text(text)
-    (folder / BILL).chmod(0o644)
+    text = bill(directory.name, parts, {str(file["path"]): str(file["sha256"]) for file in files})
+    (directory / BILL).write_text(text)
+    (directory / BILL).chmod(0o644)
     files.append({"path": BILL, "size": len(text.encode()), "sha256": _sha256(text), "needed_by": []})
     manifest = {**facts, "files": files}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-    (folder / MANIFEST).chmod(0o644)
-    for made in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+    (directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    (directory / MANIFEST).chmod(0o644)
+    for made in (directory, *(path for path in directory.rglob("*") if path.is_dir())):
         made.chmod(0o755)  # a service's user reads it, whatever the umask of who made it
     return manifest
 
@@ -258,9 +258,9 @@ def _copy(source: Path, target: Path) -> tuple[str, int]:
     return digest.hexdigest(), size
 
 
-def _archive(folder: Path) -> Path:
+def _archive(directory: Path) -> Path:
     """Writes a reproducible tar beside the directory: sorted, without times, owners or the umask's effect."""
-    path = folder.with_name(f"{folder.name}.tar")
+    path = directory.with_name(f"{directory.name}.tar")
 
     def plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:
         entry.mtime = entry.uid = entry.gid = 0
@@ -268,19 +268,19 @@ def _archive(folder: Path) -> Path:
         return entry
 
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
-        for file in sorted([folder, *folder.rglob("*")]):
-            tar.add(file, str(file.relative_to(folder.parent)), recursive=False, filter=plain)
+        for file in sorted([directory, *directory.rglob("*")]):
+            tar.add(file, str(file.relative_to(directory.parent)), recursive=False, filter=plain)
     return path
 
 
-def _move(made: Path, folder: Path, aside: Path) -> None:
+def _move(made: Path, directory: Path, aside: Path) -> None:
     """Moves the new directory to its final path, and the old one to ``aside``."""
-    if folder.exists() and any(folder.iterdir()):
-        folder.replace(aside)
+    if directory.exists() and any(directory.iterdir()):
+        directory.replace(aside)
         try:
-            made.replace(folder)
+            made.replace(directory)
         except OSError:
-            aside.replace(folder)
+            aside.replace(directory)
             raise
     else:
-        made.replace(folder)
+        made.replace(directory)

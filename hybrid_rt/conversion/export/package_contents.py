@@ -194,14 +194,14 @@ def collect(models: Sequence[Model], chosen: Iterable[str], external_torch: bool
     return items, closure
 
 
-def _compiled(models: Sequence[Model], chosen: Iterable[str], folder: Path) -> dict[Path, Model]:
+def _compiled(models: Sequence[Model], chosen: Iterable[str], directory: Path) -> dict[Path, Model]:
     """Writes artifacts that are shared libraries to files, because their dependencies are needed too."""
     found: dict[Path, Model] = {}
     for i, model in enumerate(models):
         present = {name for names in model.engines.values() for name in names}
         for name in chosen:
             if name in present and ".so" in registry.file_endings(name).values():
-                files = extract(model.path, folder / str(i), backend=name)
+                files = extract(model.path, directory / str(i), backend=name)
                 found.update(dict.fromkeys(filter(is_elf, files), model))
     return found
 

@@ -62,7 +62,7 @@ class Part:
         )
 
     @property
-    def folder(self) -> str:
+    def directory(self) -> str:
         """Returns the directory of its licences in a package."""
         return f"licenses/{self.name}-{self.version}".replace(":", "_")
 

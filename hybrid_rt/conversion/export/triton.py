@@ -114,7 +114,7 @@ def export_triton(
     options: ServingOptions | None = None,
     *,
     name: str | None = None,
-    picture: Tensor | None = None,
+    image: Tensor | None = None,
     force: bool = False,
 ) -> TritonModel:
     """Writes a model directory: ``NAME/config.pbtxt`` and ``NAME/1/model.pt``. It appears whole or not at all.
@@ -130,7 +130,7 @@ def export_triton(
         repository: Triton's model repository; it is created if it does not exist.
         options: options for serving; None: the defaults of :class:`ServingOptions`.
         name: name of the model; None: the file's name without its suffix.
-        picture: test image with objects, float32 [3, H, W] in 0..1. None: the golden sample's.
+        image: test image with objects, float32 [3, H, W] in 0..1. None: the golden sample's.
         force: replace a model directory of that name.
 
     Returns:
@@ -147,26 +147,26 @@ def export_triton(
     name = path.stem if name is None else name
     _check_option("name", name, bool(_NAME.fullmatch(name)), "letters, digits, '_', '-' and '.'")
     options.check()
-    folder = Path(repository) / name
-    if folder.exists() and not force:
+    directory = Path(repository) / name
+    if directory.exists() and not force:
         raise OptionError.make(
             "triton",
-            f"the model {folder}",
+            f"the model {directory}",
             expected="a new directory",
             got="an existing one",
             remedy="Pass another name, or --force.",
         )
     _native.verify_records(os.fsencode(path))
     head = _list_detector(path)
-    given, seen = _as_input(_golden_picture(path) if picture is None else picture, options.input_type)
+    given, seen = _as_input(_golden_image(path) if image is None else image, options.input_type)
     expected = _expected(path, seen)
     fields = _fields(expected)
     model_bytes = _model_bytes(head, {field: expected[field].dim() for field in fields}, options)
     _check(model_bytes, given, expected, fields, options.max_batch)
-    pictures = (TritonTensor("picture__0", _TYPES[given.dtype], _picture_dims(options.input_type)),)
-    model = TritonModel(name, folder, pictures, _outputs(expected, fields, options.max_batch), options.max_batch)
+    images = (TritonTensor("picture__0", _TYPES[given.dtype], _image_dims(options.input_type)),)
+    model = TritonModel(name, directory, images, _outputs(expected, fields, options.max_batch), options.max_batch)
     names = archive.read_manifest(path).class_names or ()
-    _write(folder, model_bytes, _config(model, options, tuple(given.shape), names))
+    _write(directory, model_bytes, _config(model, options, tuple(given.shape), names))
     return model
 
 
@@ -191,16 +191,16 @@ def _list_detector(path: Path) -> torch.jit.ScriptModule:
     return head
 
 
-def _expected(path: Path, picture: Tensor) -> dict[str, Tensor]:
+def _expected(path: Path, image: Tensor) -> dict[str, Tensor]:
     """Runs the bundle on the image."""
     with torch.inference_mode():
-        found: dict[str, Tensor] = archive.load(path)([picture])[0]
+        found: dict[str, Tensor] = archive.load(path)([image])[0]
     if not len(found["boxes"]):
         raise VerificationError.make("triton", "the image", expected="an image with detections", got="no box")
     return found
 
 
-def _golden_picture(path: Path) -> Tensor:
+def _golden_image(path: Path) -> Tensor:
     try:
         inputs: Any = golden.read(path).inputs
     except BundleError as error:
@@ -211,19 +211,19 @@ def _golden_picture(path: Path) -> Tensor:
             got=str(error),
             remedy="Pass --image FILE.",
         ) from error
-    picture: Tensor = inputs[0][0]
-    return picture
+    image: Tensor = inputs[0][0]
+    return image
 
 
-def _as_input(picture: Tensor, input_type: str) -> tuple[Tensor, Tensor]:
+def _as_input(image: Tensor, input_type: str) -> tuple[Tensor, Tensor]:
     """Returns the image in the model's input format, and as the detector receives it."""
     if input_type == "fp32":
-        return picture, picture
-    pixels = (picture * 255).round().to(torch.uint8)
+        return image, image
+    pixels = (image * 255).round().to(torch.uint8)
     return pixels.permute(1, 2, 0).contiguous(), pixels.to(torch.float32) / 255
 
 
-def _picture_dims(input_type: str) -> tuple[int, ...]:
+def _image_dims(input_type: str) -> tuple[int, ...]:
     return (-1, -1, 3) if input_type == "uint8" else (3, -1, -1)
 
 
@@ -313,9 +313,9 @@ def _config(model: TritonModel, options: ServingOptions, warm_up: tuple[int, ...
         escaped = json.dumps(json.dumps(class_names))  # JSON in ASCII, whose quotes and backslashes are escaped
         lines.append(f'parameters {{ key: "class_names" value {{ string_value: {escaped} }} }}')
     # Engines are created and TorchScript compiles at the first run; warm up so that this precedes the first request.
-    picture = model.inputs[0]
+    image = model.inputs[0]
     dims = ", ".join(map(str, warm_up))
-    sample = f'key: "{picture.name}" value {{ data_type: {picture.data_type} dims: [ {dims} ] random_data: true }}'
+    sample = f'key: "{image.name}" value {{ data_type: {image.data_type} dims: [ {dims} ] random_data: true }}'
     lines.append(
         f'model_warmup [ {{ name: "picture" batch_size: {max(model.max_batch, 1)} count: 3 inputs {{ {sample} }} }} ]'
     )
@@ -329,14 +329,14 @@ def _tensors(tensors: Sequence[TritonTensor]) -> str:
     )
 
 
-def _write(folder: Path, model_bytes: bytes, config: str) -> None:
+def _write(directory: Path, model_bytes: bytes, config: str) -> None:
     """Writes beside the final path, then renames.
 
     An old directory is moved aside first, because a rename can't replace a directory that has files.
     """
-    with named_if_refused("triton", folder, "to write the model"):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=folder.parent) as temporary:
+    with named_if_refused("triton", directory, "to write the model"):
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=directory.parent) as temporary:
             new, old = Path(temporary) / "new", Path(temporary) / "old"
             (new / VERSION).mkdir(parents=True)  # with the user's mask: Triton may be another user
             for file, content in ((new / VERSION / MODEL_FILE, model_bytes), (new / CONFIG_FILE, config.encode())):
@@ -344,12 +344,12 @@ def _write(folder: Path, model_bytes: bytes, config: str) -> None:
                     stream.write(content)
                     stream.flush()
                     os.fsync(stream.fileno())
-            if folder.exists():
-                folder.rename(old)
+            if directory.exists():
+                directory.rename(old)
             try:
-                new.rename(folder)
+                new.rename(directory)
             except OSError:
                 with suppress(OSError):
-                    old.rename(folder)
+                    old.rename(directory)
                 raise
             shutil.rmtree(old, ignore_errors=True)

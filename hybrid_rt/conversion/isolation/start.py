@@ -9,7 +9,7 @@ never imported.
 import sys
 
 descriptor, parent = map(int, sys.argv[1:3])
-sys.path[:] = sys.argv[3:]  # before any further import: this file's own folder was the first entry
+sys.path[:] = sys.argv[3:]  # before any further import: this file's own directory was the first entry
 del sys.argv[1:]
 
 import ctypes  # noqa: E402

@@ -23,7 +23,7 @@ from ...common.version import __version__
 from ...verification.verify import TensorError, Thresholds, Verification
 from ..assemble.builds import EngineBuild
 from ..assemble.given_up import GivenUp
-from .images import PictureReport
+from .images import ImageReport
 from .measurement import Measurement
 
 SCHEMA_VERSION = 2
@@ -140,7 +140,7 @@ class ReportData:
     predicted_gain: float = 1.0
     golden: str = ""
     thresholds: Thresholds | None = None
-    pictures: list[PictureReport] = field(default_factory=list)
+    pictures: list[ImageReport] = field(default_factory=list)
     class_names: list[str] = field(default_factory=list)
     measurement: Measurement | None = None
     not_measured: str = "not requested"
@@ -160,9 +160,9 @@ class ReportData:
         """Returns the fields as JSON values; a number that is not finite becomes None."""
         values = asdict(self)
         values["verification"] = self.verification and self.verification.to_json()
-        for picture in values["pictures"]:
-            del picture["jpeg"]
-            for box in picture["expected"] + picture["found"]:
+        for image in values["pictures"]:
+            del image["jpeg"]
+            for box in image["expected"] + image["found"]:
                 if name := name_of(box["label"], self.class_names):
                     box["class_name"] = name
         if self.measurement is not None:
@@ -180,8 +180,8 @@ class ReportData:
     @property
     def boxes(self) -> tuple[int, int]:
         """Returns the number of matched boxes and of all boxes."""
-        pictures = self.verification.pictures if self.verification else []
-        return sum(match.matched for match in pictures), sum(match.expected for match in pictures)
+        matches = self.verification.pictures if self.verification else []
+        return sum(match.matched for match in matches), sum(match.expected for match in matches)
 
     @property
     def worst(self) -> TensorError | None:

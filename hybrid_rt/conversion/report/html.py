@@ -16,8 +16,8 @@ from markupsafe import Markup, escape
 from ...bundle.call_parts import Part
 from ...common.class_names import class_colour, summary_of, text_colour, text_of
 from .data import ReportData
-from .images import FoundBox, PictureReport
-from .terminal import LEAST_SHOWN, new_size_text, pictures_text, quantization_lines, threads_text
+from .images import FoundBox, ImageReport
+from .terminal import LEAST_SHOWN, images_text, new_size_text, quantization_lines, threads_text
 
 _TEMPLATE = "report.html.jinja"
 
@@ -72,9 +72,9 @@ def report_html(report: ReportData) -> str:
         time_parts=_time_parts(report.measurement.parts if report.measurement else []),
         errors=errors[:_ERRORS_SHOWN],
         more_errors=errors[_ERRORS_SHOWN:],
-        pictures=[_picture(picture, report) for picture in report.pictures],
+        images=[_image_entry(image, report) for image in report.pictures],
         threads=threads_text(report.measurement) if report.measurement else "",
-        sizes=pictures_text(report.measurement) if report.measurement else "",
+        sizes=images_text(report.measurement) if report.measurement else "",
         new_size=new_size_text(report.measurement) if report.measurement else "",
         class_names=summary_of(report.class_names, most=100),
         quantizations=quantization_lines(report),
@@ -213,22 +213,22 @@ def _on_log_scale(error: float, allowed: float) -> float:
     return 100 * math.log(error / _LEAST_ERROR) / math.log(allowed / _LEAST_ERROR)
 
 
-def _picture(picture: PictureReport, report: ReportData) -> dict[str, Any]:
+def _image_entry(image: ImageReport, report: ReportData) -> dict[str, Any]:
     matches = report.verification.pictures if report.verification else []
-    size = (picture.width, picture.height)
-    unit = max(picture.height, picture.width) / 100  # what is drawn looks alike on pictures of any size
+    size = (image.width, image.height)
+    unit = max(image.height, image.width) / 100  # what is drawn looks alike on images of any size
     return {
-        "data": base64.b64encode(picture.jpeg).decode("ascii"),
-        "picture": picture,
-        "match": matches[picture.index] if picture.index < len(matches) else None,
+        "data": base64.b64encode(image.jpeg).decode("ascii"),
+        "image": image,
+        "match": matches[image.index] if image.index < len(matches) else None,
         "sides": [
-            ("eager", _drawn(picture.expected, size, unit, report.class_names)),
-            ("hybrid", _drawn(picture.found, size, unit, report.class_names)),
+            ("eager", _drawn(image.expected, size, unit, report.class_names)),
+            ("hybrid", _drawn(image.found, size, unit, report.class_names)),
         ],
         "line": f"{unit * 0.5:.2f}",
         "dash": f"{unit * 1.6:.2f} {unit * 0.8:.2f}",
         "text": f"{unit * _TEXT:.2f}",
-        "not_drawn": ", ".join(f"{count} {name}" for name, count in picture.not_drawn.items()),
+        "not_drawn": ", ".join(f"{count} {name}" for name, count in image.not_drawn.items()),
     }
 
 

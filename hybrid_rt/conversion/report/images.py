@@ -15,7 +15,7 @@ from ...common.image_inputs import ImageInputs
 from ...verification.boxes import detections_of, matching_boxes
 from ...verification.thresholds import Thresholds
 
-MOST_PICTURES = 4
+MOST_IMAGES = 4
 MOST_BOXES = 100
 LONGEST_SIDE = 640
 """Longer side of the images that are kept, in pixels."""
@@ -37,7 +37,7 @@ class FoundBox:
 
 
 @dataclass(frozen=True)
-class PictureReport:
+class ImageReport:
     """One image that was compared.
 
     Attributes:
@@ -57,12 +57,12 @@ class PictureReport:
     not_drawn: dict[str, int] = field(default_factory=dict)
 
 
-class PictureSamples:
+class ImageSamples:
     """Keeps the first images of a verification; a ``watch`` for :func:`.verify.compare_modules`."""
 
     def __init__(self, thresholds: Thresholds, images: ImageInputs) -> None:
         """``thresholds``: limits for matching boxes. ``images``: which arguments are images."""
-        self.pictures: list[PictureReport] = []
+        self.images: list[ImageReport] = []
         self._thresholds = thresholds
         self._images = images
         self._count = 0
@@ -72,21 +72,21 @@ class PictureSamples:
         wanted, had = detections_of(expected), detections_of(found)
         if wanted is None or had is None or len(wanted) != len(had):
             return
-        pictures = _drawable(self._images.of(arguments))
+        images = _drawable(self._images.of(arguments))
         for i, (want, have) in enumerate(zip(wanted, had, strict=True)):
-            if len(self.pictures) < MOST_PICTURES and len(pictures) == len(wanted):
-                self._keep(pictures[i], want, have)
+            if len(self.images) < MOST_IMAGES and len(images) == len(wanted):
+                self._keep(images[i], want, have)
             self._count += 1
 
-    def _keep(self, picture: Tensor, want: Mapping[str, Tensor], have: Mapping[str, Tensor]) -> None:
-        height, width = picture.shape[-2:]
+    def _keep(self, image: Tensor, want: Mapping[str, Tensor], have: Mapping[str, Tensor]) -> None:
+        height, width = image.shape[-2:]
         pairs = matching_boxes(want, have, self._thresholds)
-        self.pictures.append(
-            PictureReport(
+        self.images.append(
+            ImageReport(
                 index=self._count,
                 height=height,
                 width=width,
-                jpeg=_jpeg(picture),
+                jpeg=_jpeg(image),
                 expected=_found(want, {i for i, _ in pairs}),
                 found=_found(have, {j for _, j in pairs}),
                 not_drawn={name: len(value) for name, value in want.items() if name not in _DRAWN},
@@ -109,14 +109,14 @@ def _drawable(images: Sequence[Tensor]) -> list[Tensor]:
     return [one for image in drawable for one in (image.unbind() if image.dim() == 4 else [image])]
 
 
-def _jpeg(picture: Tensor) -> bytes:
+def _jpeg(image: Tensor) -> bytes:
     """Encodes an image. Floats are in 0..1; integers, and floats with values above 2, are in 0..255."""
-    values = picture.detach().cpu().float()
-    if not picture.is_floating_point() or float(values.max()) > 2:
+    values = image.detach().cpu().float()
+    if not image.is_floating_point() or float(values.max()) > 2:
         values = values / 255
     pixels = values.clamp(0, 1).mul(255).round().to(torch.uint8).expand(3, -1, -1)
-    image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    small = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    small.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=_JPEG_QUALITY)
+    small.save(stream, "JPEG", quality=_JPEG_QUALITY)
     return stream.getvalue()

@@ -127,7 +127,7 @@ def measured_text(measurement: Measurement, predicted: float) -> str:
     return (
         f"measured: {measurement.gain:.2f} times as fast as eager (predicted {predicted:.2f})\n"
         f"  {rounds} {'round' if rounds == 1 else 'rounds'}, alternately, {threads_text(measurement)}, "
-        f"{pictures_text(measurement)}; loaded in {measurement.load:.0f} ms"
+        f"{images_text(measurement)}; loaded in {measurement.load:.0f} ms"
     )
 
 
@@ -136,7 +136,7 @@ def threads_text(measurement: Measurement) -> str:
     return f"{measurement.threads} {'thread' if measurement.threads == 1 else 'threads'}"
 
 
-def pictures_text(measurement: Measurement) -> str:
+def images_text(measurement: Measurement) -> str:
     """Returns the image sizes (height x width) as text, e.g. ``images of 320x320``."""
     sizes = dict.fromkeys(f"{height}x{width}" for height, width in measurement.pictures)
     return f"images of {', '.join(sizes)}" if sizes else "inputs that are not images"

@@ -18,7 +18,7 @@ import hybrid_rt
 from helpers.bundle_surgery import rewrite_manifest, save_with_backends, small_artifact
 from helpers.paths import ROOT
 from hybrid_rt.cli.main import main
-from hybrid_rt.common.images import read_picture
+from hybrid_rt.common.images import read_image
 from hybrid_rt.common.refusals import refusals
 
 
@@ -68,7 +68,7 @@ def test_convert_the_demo_detector(
     assert "FasterRCNN -> " in out
     assert "boxes matched" in out
     assert "done save" in err
-    assert len(hybrid_rt.load(path)([read_picture(demo_picture)])[0]["boxes"]) >= 5
+    assert len(hybrid_rt.load(path)([read_image(demo_picture)])[0]["boxes"]) >= 5
 
 
 def test_convert_options_reach_the_bundle(noise: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,12 +200,12 @@ def test_convert_without_images(tmp_path: Path, noise: Path, capsys: pytest.Capt
 
 def test_images_are_rgb_between_0_and_1(tmp_path: Path) -> None:
     Image.new("RGBA", (3, 2), (255, 0, 51, 128)).save(tmp_path / "rgba.png")
-    picture = read_picture(tmp_path / "rgba.png")
+    picture = read_image(tmp_path / "rgba.png")
     assert picture.shape == (3, 2, 3)
     assert picture.dtype == torch.float32
     assert picture[:, 0, 0].tolist() == pytest.approx([1.0, 0.0, 0.2])
     Image.new("L", (3, 2), 255).save(tmp_path / "grey.png")
-    assert torch.equal(read_picture(tmp_path / "grey.png"), torch.ones(3, 2, 3))
+    assert torch.equal(read_image(tmp_path / "grey.png"), torch.ones(3, 2, 3))
 
 
 # inspect

@@ -19,7 +19,7 @@ import hybrid_rt
 from helpers.small_detectors import small_list_detector
 from hybrid_rt import OptionError
 from hybrid_rt.common.executables import program
-from hybrid_rt.common.images import read_picture
+from hybrid_rt.common.images import read_image
 from models import digits_detector
 
 
@@ -31,7 +31,7 @@ def test_images_of_16_bits_use_the_high_byte(tmp_path: Path) -> None:
     """Pillow's convert() would turn all values above 255 white."""
     path = tmp_path / "depth.png"
     grey_16([[0, 255, 256, 4000, 65535]]).save(path)
-    assert (read_picture(path) * 255).round().to(torch.uint8).tolist() == [[[0, 0, 1, 15, 255]]] * 3
+    assert (read_image(path) * 255).round().to(torch.uint8).tolist() == [[[0, 0, 1, 15, 255]]] * 3
 
 
 def variants(rgb: Image.Image) -> dict[str, Image.Image]:
@@ -76,7 +76,7 @@ def test_python_and_cpp_see_the_same_pixels(name: str, tmp_path: Path, detector_
         options = {"progressive": name.startswith("progressive"), "quality": 90} if name.endswith("jpg") else {}
         image.save(path, **options)
     module = hybrid_rt.load(detector_file)
-    found = module([read_picture(path)])[0]
+    found = module([read_image(path)])[0]
     command = [program("hybrid-rt-detect", "detect"), str(detector_file), str(path), "--json", "--repeat", "1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -120,7 +120,7 @@ def save_with(exif: bytes, path: Path, *, is_last: bool = False) -> Image.Image:
 
 
 def pixels_of(path: Path, *, exif: bool) -> Any:
-    return (read_picture(path, exif=exif) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    return (read_image(path, exif=exif) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
 
 
 @pytest.mark.parametrize("name", ["in.jpg", "in.png"])
@@ -207,4 +207,4 @@ def test_a_header_of_endless_pixels_is_refused(width: int, tmp_path: Path) -> No
     data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
     (tmp_path / "endless.png").write_bytes(data)
     with pytest.raises(OptionError, match="expected an image file, got "):
-        read_picture(tmp_path / "endless.png")
+        read_image(tmp_path / "endless.png")

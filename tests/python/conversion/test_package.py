@@ -155,7 +155,7 @@ def test_the_libraries_are_exactly_those_that_are_loaded(bare: RootWithPackage, 
 @pytest.fixture
 def only_pictures(bare: RootWithPackage, small_bundle: Path, tmp_path: Path) -> Iterator[None]:
     """Hides the model that does not take images, because the service refuses it."""
-    there = bare.package.folder / "models" / small_bundle.name
+    there = bare.package.directory / "models" / small_bundle.name
     shutil.move(there, tmp_path / "aside.pt")
     yield
     shutil.move(tmp_path / "aside.pt", there)
@@ -261,11 +261,11 @@ def files_of(folder: Path) -> set[str]:
 
 
 def test_the_manifest_lists_every_file_with_its_digest(external: Package) -> None:
-    assert json.loads((external.folder / MANIFEST).read_text()) == external.manifest
+    assert json.loads((external.directory / MANIFEST).read_text()) == external.manifest
     listed = external.manifest["files"]
-    assert {file["path"] for file in listed} | {MANIFEST} == files_of(external.folder)
+    assert {file["path"] for file in listed} | {MANIFEST} == files_of(external.directory)
     for file in listed:
-        path = external.folder / file["path"]
+        path = external.directory / file["path"]
         assert (file["sha256"], file["size"]) == (digest(path), path.stat().st_size)
 
 
@@ -281,7 +281,7 @@ def test_the_manifest_says_what_needs_each_library(external: Package) -> None:
 
 def test_the_manifest_asks_for_the_newest_glibc_that_a_file_asks_for(external: Package) -> None:
     asked = []
-    for path in external.folder.rglob("*"):
+    for path in external.directory.rglob("*"):
         if path.is_file() and shared_libraries.is_elf(path):
             symbols = subprocess.run(["objdump", "-p", path], capture_output=True, text=True, check=True).stdout
             asked += [word[6:] for word in symbols.split() if word.startswith("GLIBC_2")]
@@ -292,13 +292,13 @@ def test_the_manifest_asks_for_the_newest_glibc_that_a_file_asks_for(external: P
 
 def test_only_libraries_of_the_chosen_backends_are_copied(external: Package) -> None:
     assert external.manifest["backends"].keys() == {"torchscript"}
-    text = "\n".join(files_of(external.folder))
+    text = "\n".join(files_of(external.directory))
     for other in ("openvino", "onnxruntime", "tvm", "aot_inductor", "cuda"):
         assert other not in text
 
 
 def test_other_users_may_read_it_and_run_its_programs(external: Package) -> None:
-    for path in [external.folder, *external.folder.rglob("*")]:
+    for path in [external.directory, *external.directory.rglob("*")]:
         is_run = path.is_dir() or path.parent.name == "bin" or path.name in PROGRAMS
         assert path.stat().st_mode & 0o777 == (0o755 if is_run else 0o644), path
 
@@ -313,7 +313,7 @@ def test_the_archive_is_the_directory_and_the_same_each_time(
     with tarfile.open(external.archive) as tar:
         entries = tar.getmembers()
         assert {entry.name for entry in entries if entry.isfile()} == {
-            f"dist/{path}" for path in files_of(external.folder)
+            f"dist/{path}" for path in files_of(external.directory)
         }
         assert {(entry.mtime, entry.uid, entry.gid, entry.uname) for entry in entries} == {(0, 0, 0, "")}
         assert [entry.name for entry in entries] == sorted(entry.name for entry in entries)
@@ -337,9 +337,9 @@ def run_script(script: Path, *arguments: str, **environment: str) -> subprocess.
 def test_an_unnamed_external_torch_is_an_error_with_the_remedy(external: Package, tmp_path: Path) -> None:
     for script in PROGRAMS:
         for given in ({}, {"HYBRID_RT_TORCH": str(tmp_path)}):
-            done = run_script(external.folder / script, "--help", **given)
+            done = run_script(external.directory / script, "--help", **given)
             assert done.returncode == 1
-            assert f"expected the folder of libtorch_cpu.so of torch {TORCH_VERSION} in HYBRID_RT_TORCH, got " in (
+            assert f"expected the directory of libtorch_cpu.so of torch {TORCH_VERSION} in HYBRID_RT_TORCH, got " in (
                 done.stderr
             )
             assert "HYBRID_RT_TORCH=/path/to/libtorch/lib" in done.stderr
@@ -350,14 +350,14 @@ def test_external_torch_is_in_the_manifest_and_not_in_the_directory(external: Pa
     assert entry["version"] == TORCH_VERSION
     assert entry["variable"] == "HYBRID_RT_TORCH"
     assert entry["libraries"] == ["libc10.so", "libtorch_cpu.so"]
-    assert not any("libtorch" in path or "libc10" in path for path in files_of(external.folder))
+    assert not any("libtorch" in path or "libc10" in path for path in files_of(external.directory))
 
 
 def test_external_torch_runs_from_its_directory_and_the_rest_from_the_package(
     external: Package, tmp_path: Path
 ) -> None:
     link = tmp_path / "a link"
-    link.symlink_to(external.folder / "detect")
+    link.symlink_to(external.directory / "detect")
     log = tmp_path / "linker"
     done = run_script(
         link, "--verify", HYBRID_RT_TORCH=str(TORCH), LD_DEBUG="files", LD_DEBUG_OUTPUT=str(log)
@@ -366,7 +366,7 @@ def test_external_torch_runs_from_its_directory_and_the_rest_from_the_package(
     text = "".join(path.read_text() for path in tmp_path.glob("linker.*"))
     loaded = {os.path.normpath(line.partition("calling init: ")[2]) for line in text.splitlines() if "init: " in line}
     assert str(TORCH / "libtorch_cpu.so") in loaded
-    ours = {path for path in loaded if path.startswith(str(external.folder))}
+    ours = {path for path in loaded if path.startswith(str(external.directory))}
     assert {Path(path).name for path in ours} >= {"libhybrid_rt.so", "libhybrid_rt_torchscript.so", "libstdc++.so.6"}
     torchs = {path for path in loaded if Path(path).is_relative_to(TORCH.parents[1])}
     assert {Path(path).name for path in loaded - ours - torchs} <= {*external.manifest["external"][0]["libraries"]}

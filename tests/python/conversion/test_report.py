@@ -21,7 +21,7 @@ from hybrid_rt import BundleError, ConversionReport, OptionError, Thresholds, Ve
 from hybrid_rt.cli.main import main
 from hybrid_rt.common.image_inputs import EACH, ImageInputs
 from hybrid_rt.conversion import report as report_package
-from hybrid_rt.conversion.report.images import MOST_BOXES, PictureSamples
+from hybrid_rt.conversion.report.images import MOST_BOXES, ImageSamples
 from hybrid_rt.conversion.report.terminal import report_text
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
@@ -170,35 +170,35 @@ def detections(*boxes: list[float], score: float = 0.9) -> dict[str, torch.Tenso
 
 
 def test_boxes_of_one_side_only_are_marked() -> None:
-    samples = PictureSamples(FP32, LISTED)
+    samples = ImageSamples(FP32, LISTED)
     both, eager, hybrid = [0.0, 0.0, 9.0, 9.0], [10.0, 0.0, 19.0, 9.0], [0.0, 10.0, 9.0, 19.0]
     samples(([torch.rand(3, 20, 20)],), [detections(both, eager)], [detections(both, hybrid)])
-    (picture,) = samples.pictures
+    (picture,) = samples.images
     assert {box.box[:2]: box.matched for box in picture.expected} == {(0, 0): True, (10, 0): False}
     assert {box.box[:2]: box.matched for box in picture.found} == {(0, 0): True, (0, 10): False}
     assert picture.not_drawn == {}
 
 
 def test_a_different_label_or_score_does_not_match() -> None:
-    samples = PictureSamples(FP32, LISTED)
+    samples = ImageSamples(FP32, LISTED)
     box = [0.0, 0.0, 9.0, 9.0]
     samples(([torch.rand(3, 20, 20)],), [detections(box)], [detections(box, score=0.8)])
     other = {**detections(box), "labels": torch.tensor([2])}
     samples(([torch.rand(3, 20, 20)],), [detections(box)], [other])
-    assert [picture.expected[0].matched for picture in samples.pictures] == [False, False]
+    assert [picture.expected[0].matched for picture in samples.images] == [False, False]
 
 
 def test_only_some_images_and_boxes_are_kept() -> None:
-    samples = PictureSamples(FP32, LISTED)
+    samples = ImageSamples(FP32, LISTED)
     many = detections(*([float(i), 0.0, i + 1.0, 1.0] for i in range(MOST_BOXES + 20)))
     masks = {**many, "masks": torch.zeros(MOST_BOXES + 20, 1, 8, 8)}
     pictures = [torch.rand(3, 900, 1300) for _ in range(3)]
     for _ in range(2):
         samples((pictures,), [masks] * 3, [many] * 3)
-    assert [picture.index for picture in samples.pictures] == [0, 1, 2, 3]
-    assert all(len(picture.expected) == len(picture.found) == MOST_BOXES for picture in samples.pictures)
-    assert samples.pictures[0].not_drawn == {"masks": MOST_BOXES + 20}
-    assert (samples.pictures[0].height, samples.pictures[0].width) == (900, 1300)
+    assert [picture.index for picture in samples.images] == [0, 1, 2, 3]
+    assert all(len(picture.expected) == len(picture.found) == MOST_BOXES for picture in samples.images)
+    assert samples.images[0].not_drawn == {"masks": MOST_BOXES + 20}
+    assert (samples.images[0].height, samples.images[0].width) == (900, 1300)
 
 
 @pytest.mark.parametrize(
@@ -213,9 +213,9 @@ def test_only_some_images_and_boxes_are_kept() -> None:
     ],
 )
 def test_images_of_each_kind_are_shown_in_their_colours(picture: torch.Tensor, colour: int, tmp_path: Path) -> None:
-    samples = PictureSamples(FP32, ImageInputs({(0,): "NCHW"}))
+    samples = ImageSamples(FP32, ImageInputs({(0,): "NCHW"}))
     samples((picture[None],), [detections()], [detections()])
-    (tmp_path / "x.jpg").write_bytes(samples.pictures[0].jpeg)
+    (tmp_path / "x.jpg").write_bytes(samples.images[0].jpeg)
     with Image.open(tmp_path / "x.jpg") as image:
         assert max(image.size) <= 640
         assert image.size[0] * picture.shape[-2] == image.size[1] * picture.shape[-1]
@@ -223,11 +223,11 @@ def test_images_of_each_kind_are_shown_in_their_colours(picture: torch.Tensor, c
 
 
 def test_results_that_are_not_detections_have_no_images() -> None:
-    samples = PictureSamples(FP32, LISTED)
+    samples = ImageSamples(FP32, LISTED)
     samples((torch.rand(1, 3, 8, 8),), torch.ones(3), torch.ones(3))
     samples(([torch.rand(3, 8, 8)],), [detections()], [])
     samples((torch.ones(4),), [detections()], [detections()])
-    assert samples.pictures == []
+    assert samples.images == []
 
 
 # Text

@@ -64,5 +64,5 @@ def test_without_the_library_the_error_says_what_to_install(
 
 
 def test_a_licence_lies_in_a_directory_of_its_packages_name() -> None:
-    assert Part("torch", "2.14+cpu", "pypi").folder == "licenses/torch-2.14+cpu"
-    assert Part("zlib1g", "1:1.2", "deb").folder == "licenses/zlib1g-1_1.2"
+    assert Part("torch", "2.14+cpu", "pypi").directory == "licenses/torch-2.14+cpu"
+    assert Part("zlib1g", "1:1.2", "deb").directory == "licenses/zlib1g-1_1.2"

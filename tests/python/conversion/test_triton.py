@@ -23,7 +23,7 @@ from helpers.same_detections import assert_same
 from helpers.small_detectors import OneConvolution
 from hybrid_rt.cli.main import main
 from hybrid_rt.common.errors import BundleError, OptionError, VerificationError
-from hybrid_rt.common.images import read_picture
+from hybrid_rt.common.images import read_image
 from hybrid_rt.conversion.export import triton
 from hybrid_rt.conversion.export.triton import ServingOptions
 from hybrid_rt.torchscript import jit
@@ -89,7 +89,7 @@ def found_by_torch_alone(folder: Path, given: Tensor, at: Path) -> dict[str, Ten
 @pytest.fixture(scope="module")
 def pictures() -> list[Tensor]:
     """Returns two images of the same size, with different numbers of boxes."""
-    picture = read_picture(sorted((ROOT / "models" / "held_out").glob("*.png"))[0])
+    picture = read_image(sorted((ROOT / "models" / "held_out").glob("*.png"))[0])
     other = picture.clone()
     other[:, picture.shape[1] // 2 :] = 0.0
     return [picture, other]
@@ -108,7 +108,7 @@ def expected(demo_bundle: Path, pictures: list[Tensor]) -> list[dict[str, Tensor
 def one_picture_bundle(tmp_path_factory: pytest.TempPathFactory, demo_detector: nn.Module) -> Path:
     """Returns a bundle without a golden sample whose segment takes no batch."""
     path = tmp_path_factory.mktemp("bundles") / "one.pt"
-    picture = read_picture(sorted((ROOT / "models" / "held_out").glob("*.png"))[0])
+    picture = read_image(sorted((ROOT / "models" / "held_out").glob("*.png"))[0])
     sizes = {"batch": (1, 1), "height": (128, 416), "width": (128, 416)}
     hybrid_rt.convert(
         demo_detector, ([picture],), path, segments="backbone", engine="torchscript", shapes=sizes, golden=False,
@@ -257,7 +257,7 @@ def test_a_batch_that_the_bundle_does_not_take(
     one_picture_bundle: Path, pictures: list[Tensor], tmp_path: Path
 ) -> None:
     with pytest.raises(OptionError, match=r"max_batch=2: expected a batch that .*expected 1x3x128"):
-        triton.export_triton(one_picture_bundle, tmp_path, ServingOptions(max_batch=2), picture=pictures[0])
+        triton.export_triton(one_picture_bundle, tmp_path, ServingOptions(max_batch=2), image=pictures[0])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -265,7 +265,7 @@ def test_a_bundle_without_a_golden_sample_needs_an_image(one_picture_bundle: Pat
     with pytest.raises(OptionError, match=r"the test image: .*--image FILE"):
         triton.export_triton(one_picture_bundle, tmp_path)
     with pytest.raises(VerificationError, match="expected an image with detections, got no box"):
-        triton.export_triton(one_picture_bundle, tmp_path, picture=torch.zeros(3, 255, 335))
+        triton.export_triton(one_picture_bundle, tmp_path, image=torch.zeros(3, 255, 335))
 
 
 def test_a_model_with_other_boxes_is_not_written(

@@ -23,7 +23,7 @@ from torch import nn
 import hybrid_rt
 from examples.ray_serve import client
 from helpers.paths import ROOT
-from hybrid_rt.common.images import read_picture
+from hybrid_rt.common.images import read_image
 
 pytestmark = [pytest.mark.slow, pytest.mark.service]
 
@@ -37,7 +37,7 @@ def one_picture_bundle(tmp_path_factory: pytest.TempPathFactory, demo_detector: 
     path = tmp_path_factory.mktemp("bundles") / "one.pt"
     hybrid_rt.convert(
         demo_detector,
-        ([read_picture(PICTURES[0])],),
+        ([read_image(PICTURES[0])],),
         path,
         segments="backbone",
         engine="torchscript",
@@ -94,7 +94,7 @@ def seen(demo_bundle: Path, one_picture_bundle: Path) -> Iterator[dict[str, Any]
 def expected(demo_bundle: Path) -> list[dict[str, torch.Tensor]]:
     detector = hybrid_rt.load(demo_bundle, threads=1)
     with torch.inference_mode():
-        return [detector([read_picture(path)])[0] for path in PICTURES]
+        return [detector([read_image(path)])[0] for path in PICTURES]
 
 
 def assert_entry(entry: dict[str, Any], want: dict[str, torch.Tensor], tolerance: float) -> None:
@@ -150,7 +150,7 @@ def test_a_batch_that_the_bundle_does_not_take_fails_at_the_start(seen: dict[str
 def test_a_handle_gives_the_image_s_entry(seen: dict[str, Any]) -> None:
     entry = seen["by handle"]
     assert entry == seen["min_score"]["pictures"][0]
-    assert (entry["height"], entry["width"]) == tuple(read_picture(PICTURES[0]).shape[1:])
+    assert (entry["height"], entry["width"]) == tuple(read_image(PICTURES[0]).shape[1:])
     scores = [detection["score"] for detection in entry["detections"]]
     assert 0 < len(scores) < len(seen["kill"]["answers"][0][1]["pictures"][0]["detections"])
     assert min(scores) >= 0.5
