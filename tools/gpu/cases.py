@@ -263,7 +263,7 @@ _add("C++ tests", cpp_tests, 120)
 
 # Measurements, most valuable first. The conversions above filled the cache.
 for _name, _title in {**DETECTOR_TITLES, "ssdlite": DENSE_HEAD_TITLES["ssdlite"]}.items():
-    _run = _on_gpu("end_to_end", name=_name, engines=["aot_inductor", "torchscript"])
+    _run = _on_gpu("end_to_end", name=_name, variants=["aot_inductor:fp16", "torchscript:fp32"])
     _add(f"end to end, {_title}", _run, 200, "aot_inductor", is_timed=True)
 _add("R50-FPN backbone, aot_inductor", _on_gpu("backbone", name="r50", engine="aot_inductor"), 120, "aot_inductor",
      is_timed=True)  # fmt: skip
@@ -283,8 +283,10 @@ for _engine in ("tensorrt", "torch"):
     _run = _on_gpu("backbone", name="r50", engine=_engine)
     _add(f"R50-FPN backbone, {_engine}", _run, 120, _engine, is_timed=True)
 for _name, _title in DETECTOR_TITLES.items():
-    _run = _on_gpu("end_to_end", name=_name, engines=["tensorrt"])
+    _run = _on_gpu("end_to_end", name=_name, variants=["tensorrt:fp16", "tensorrt:fp32"])
     _add(f"end to end, {_title}, tensorrt", _run, 150, "tensorrt", is_timed=True)
+    _run = _on_gpu("end_to_end", name=_name, variants=["aot_inductor:fp32", "aot_inductor:bf16", "torchscript:bf16"])
+    _add(f"end to end, {_title}, other precisions", _run, 240, "aot_inductor", is_timed=True)
 for _mode in ("copy", "static"):
     _environment = {GRAPHS: _mode}
     _run = _on_gpu("graphs", name="r50", mode=_mode)

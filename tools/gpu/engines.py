@@ -183,7 +183,8 @@ def same_boxes(writer: Writer, name: str, engine: str, precision: str, device: s
 
     The artifacts stay in the cache, so that later measurements start at once.
     """
-    for result in _compare(writer, name, [engine], [precision], ["hybrid"], Settings(1, 0, device=device)):
+    settings = Settings(1, 0, device=device)
+    for result in _compare(writer, name, [f"{engine}:{precision}"], ["hybrid", "hybrid-cpp"], settings):
         if result.case.kind == "eager":
             continue
         what = f"boxes: {result.detector}: {result.case.name}"
@@ -202,16 +203,12 @@ def same_boxes(writer: Writer, name: str, engine: str, precision: str, device: s
 
 
 def end_to_end(
-    writer: Writer,
-    name: str,
-    device: str = measure.DEVICE,
-    engines: Sequence[str] = ENGINES,
-    precisions: Sequence[str] = ("fp16", "fp32", "bf16"),
-    rounds: int = 30,
+    writer: Writer, name: str, variants: Sequence[str], device: str = measure.DEVICE, rounds: int = 30
 ) -> None:
-    """Runs compare-engines on the GPU (eager, TorchScript, hybrids) and compares each one's boxes with eager's."""
+    """Runs compare-engines on the GPU (eager, and TorchScript and hybrids in C++) and compares boxes with eager's."""
     settings = Settings(rounds if device == "cuda" else 1, 3, threads=2, device=device)
-    results = _compare(writer, name, engines, precisions, ["torchscript", "hybrid"], settings)
+    variants = [variant.replace("fp16", measure.FASTEST) for variant in variants]
+    results = _compare(writer, name, variants, ["torchscript-cpp", "hybrid-cpp"], settings)
     writer.data(results=[result.to_json() for result in results])
     medians = {result.case.name: result.latency.median for result in results if result.latency}
     goals = []
@@ -237,29 +234,24 @@ def end_to_end(
 
 
 def _compare(
-    writer: Writer,
-    name: str,
-    engines: Sequence[str],
-    precisions: Sequence[str],
-    runtimes: Sequence[str],
-    settings: Settings,
+    writer: Writer, name: str, variants: Sequence[str], runtimes: Sequence[str], settings: Settings
 ) -> list[Result]:
     from tools.benchmarks import detectors as bench  # needs scikit-image and scikit-learn, unlike the other cases
 
     wanted = []
-    for engine in engines:
+    for variant in variants:
+        engine, _, precision = variant.partition(":")
         backend = registry.backend(engine).configured(settings.device)
         state = backend.availability()
         if not state.available:
-            writer.row(Row(f"{DETECTORS[name]}: hybrid {engine}", NOT_RUN, state.reason, engine))
-            continue
-        wanted += [f"{engine}:{precision}" for precision in precisions if precision in backend.target_precisions]
+            writer.row(Row(f"{DETECTORS[name]}: hybrid {engine} {precision}", NOT_RUN, state.reason, engine))
+        elif precision in backend.target_precisions:
+            wanted.append(variant)
     if not wanted:
         return []
-    if _has_worker():
-        runtimes = [*runtimes, *(f"{runtime}-cpp" for runtime in runtimes)]
-    else:
+    if not _has_worker():
         writer.row(Row(f"{DETECTORS[name]} in C++", NOT_RUN, "hybrid-rt-bench-worker was not built"))
+        runtimes = [runtime for runtime in runtimes if not runtime.endswith("-cpp")]
     chosen = cases(wanted, runtimes=runtimes, device=settings.device)
     # Plots and pages are written by tools/bench only.
     return run_all([bench.subject(DETECTORS[name])], chosen, None, settings)[1]

@@ -6,8 +6,10 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,11 +23,18 @@ ROOT = Path(__file__).resolve().parents[2]
 LIMIT_VARIABLE = "HYBRID_RT_GPU_CHECK_SECONDS"
 """Variable with a case's time limit in seconds."""
 
+_THREADS = ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")
+
 DEVICE_VARIABLE = "HYBRID_RT_GPU_CHECK_DEVICE"
 """Variable with the device on which the cases run; "cpu" in a rehearsal."""
 
 REFUSAL = 3
 """Exit code of a case if hybrid_rt refuses."""
+
+NOTHING_PRINTED = "it printed nothing"
+
+SECONDS_FOR_STACKS = 3.0
+"""Time that the processes of a case get to print their stacks at its limit."""
 
 SHORTEST_SECONDS = 10.0
 """Minimum remaining budget to start a case."""
@@ -88,7 +97,7 @@ class Writer:
         temporary.replace(self._path)
 
 
-def run(case: Case, command: Sequence[str], folder: Path, left: float) -> Outcome:
+def run(case: Case, command: Sequence[str], folder: Path, left: float, threads: int | None = None) -> Outcome:
     """Runs a case.
 
     Args:
@@ -96,6 +105,8 @@ def run(case: Case, command: Sequence[str], folder: Path, left: float) -> Outcom
         command: Command of its process. The path that :class:`Writer` writes to is appended.
         folder: Directory of that file, and of the log of its output.
         left: Remaining budget in seconds.
+        threads: Number of threads of each of its processes, if others run at the same time. Threads of several
+            processes that wait for each other on the same cores make all of them many times slower.
     """
     limit = min(case.seconds, left)
     if limit < SHORTEST_SECONDS and limit < case.seconds:
@@ -104,6 +115,7 @@ def run(case: Case, command: Sequence[str], folder: Path, left: float) -> Outcom
     written, log = folder / f"{stem}.json", folder / f"{stem}.log"
     written.unlink(missing_ok=True)
     start = time.monotonic()
+    temporary = Path(tempfile.mkdtemp(prefix="hybrid_rt_"))  # short, since paths of sockets may be below it
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*command, str(written)],
@@ -111,30 +123,52 @@ def run(case: Case, command: Sequence[str], folder: Path, left: float) -> Outcom
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **(case.environment or {}), LIMIT_VARIABLE: f"{limit:.0f}"},
+            env={
+                **os.environ,
+                **({name: str(threads) for name in _THREADS} if threads else {}),
+                **(case.environment or {}),
+                LIMIT_VARIABLE: f"{limit:.0f}",
+                "PYTHONFAULTHANDLER": "1",  # see _print_stacks
+                "TMPDIR": str(temporary),
+            },
             start_new_session=True,  # so that its children can be ended with it
         )
         try:
             ended = process.wait(limit)
         except subprocess.TimeoutExpired:
-            ended = None
+            ended, printed = None, tail(log, 40)
+            _print_stacks(process)
+        else:
+            printed = tail(log, 40)
         finally:
             _end(process)
     outcome = _read(written)
     seconds = time.monotonic() - start
+    if ended is None:
+        logs = (log, *sorted(temporary.rglob("*.log")))
+        outcome.data["stacks"] = {path.name: tail(path, 200) for path in logs if path.stat().st_size}
+    shutil.rmtree(temporary, ignore_errors=True)
     outcome.data["seconds"] = round(seconds, 1)
     if ended == 0:
         return outcome
-    said = outcome.data.get("failure") or last_line(log)  # a vendor's library may print something after it
+    # A vendor's library may print something after the failure.
+    said = outcome.data.get("failure") or (printed.splitlines() or [NOTHING_PRINTED])[-1]
     if ended is None:
-        failure = Row(case.name, TIMED_OUT, f"ended after {seconds:.0f} s: {last_line(log)}", case.engine)
+        failure = Row(case.name, TIMED_OUT, f"ended after {seconds:.0f} s: {said}", case.engine)
     elif ended == REFUSAL:
         failure = Row(case.name, REFUSED, said, case.engine)
     else:
         how = f"signal {signal.Signals(-ended).name}" if ended < 0 else f"exit code {ended}"
         failure = Row(case.name, FAILED, f"{how}: {said}", case.engine)
-    outcome.data["log"] = tail(log, 40)
+    outcome.data["log"] = printed
     return Outcome([*outcome.rows, failure], outcome.data)
+
+
+def _print_stacks(process: subprocess.Popen[bytes]) -> None:
+    """Ends the processes of a case such that each one in Python prints where it was, into the log."""
+    with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+        os.killpg(process.pid, signal.SIGABRT)
+        process.wait(SECONDS_FOR_STACKS)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -161,18 +195,13 @@ def tail(path: Path, count: int) -> str:
     return "\n".join([line.rstrip() for line in lines if line.strip()][-count:])
 
 
-def last_line(path: Path) -> str:
-    """Returns the last line of a log, where pip, CMake and Python state the error."""
-    return tail(path, 1) or "it printed nothing"
-
-
 def first_error(path: Path, count: int = 4) -> str:
     """Returns the first lines of a log from an error on, since consequences follow it, or else the last lines."""
     lines = tail(path, 1 << 30).splitlines()
     for i, line in enumerate(lines):
         if re.search(r"CMake Error|\berror: |^ERROR: |hybrid_rt\[build\]", line):
             return "\n".join(lines[i : i + count])
-    return "\n".join(lines[-count:]) or "it printed nothing"
+    return "\n".join(lines[-count:]) or NOTHING_PRINTED
 
 
 def build_rows(path: Path) -> list[Row]:
