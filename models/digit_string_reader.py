@@ -57,20 +57,20 @@ class DigitStringReader(nn.Module):
         self.recurrent = nn.LSTM(_CHANNELS[-1] * _ROWS, _HIDDEN, batch_first=True, bidirectional=True)
         self.classes = nn.Linear(2 * _HIDDEN, BLANK + 1)
 
-    def forward(self, pictures: list[Tensor]) -> list[dict[str, Tensor]]:
+    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
         """Reads lines.
 
         Args:
-            pictures: At least one image, each float32 [3, H, W] in 0..1, of any size. They are resized to a height of
+            images: At least one image, each float32 [3, H, W] in 0..1, of any size. They are resized to a height of
                 32 px.
 
         Returns:
             For each image "digits", int64 [n] in 0..9, and "scores", float32 [n] in 0..1, the probability of each.
         """
-        logits, lengths = self.logits(pictures)
+        logits, lengths = self.logits(images)
         scores, classes = logits.softmax(dim=2).max(dim=2)
         found: list[dict[str, Tensor]] = []
-        for i in range(len(pictures)):
+        for i in range(len(images)):
             steps = classes[i, : int(lengths[i])]
             # A class over several steps is one digit. Two equal digits have a blank between them.
             begins = torch.ones_like(steps, dtype=torch.bool)
@@ -79,33 +79,33 @@ class DigitStringReader(nn.Module):
             found.append({"digits": steps[kept], "scores": scores[i][kept]})
         return found
 
-    def logits(self, pictures: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def logits(self, images: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Returns the classes' logits at each step, in the form of CTC's loss.
 
         Args:
-            pictures: See :meth:`forward`.
+            images: See :meth:`forward`.
 
         Returns:
             float32 [N, steps, 11], padded to the longest, and the number of steps of each image, int64 [N].
         """
-        batch, lengths = self.batch(pictures)
+        batch, lengths = self.batch(images)
         features = self.backbone(batch)
         steps = features.flatten(1, 2).transpose(1, 2)
         packed = pack_padded_sequence(steps, lengths, batch_first=True, enforce_sorted=False)
         hidden, _ = pad_packed_sequence(self.recurrent(packed)[0], batch_first=True)
         return self.classes(hidden), lengths
 
-    def batch(self, pictures: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def batch(self, images: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Resizes images to one height and pads them at the right to one width. Returns them and the steps of each."""
         lines: list[Tensor] = []
         widest = 1
-        for picture in pictures:
-            height, width = picture.shape[1], picture.shape[2]
+        for image in images:
+            height, width = image.shape[1], image.shape[2]
             if height != self.line_height:
                 size = [self.line_height, max(1, width * self.line_height // height)]
-                line = nn.functional.interpolate(picture[None], size=size, mode="bilinear", antialias=True)[0]
+                line = nn.functional.interpolate(image[None], size=size, mode="bilinear", antialias=True)[0]
             else:
-                line = picture
+                line = image
             lines.append(line)
             widest = max(widest, line.shape[2])
         widest = (widest + self.stride - 1) // self.stride * self.stride

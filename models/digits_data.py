@@ -47,7 +47,7 @@ FIRST_HELD_OUT_DIGIT = 1437
 HEIGHT_RANGE = (240, 320)
 WIDTH_RANGE = (320, 416)
 DIGIT_HEIGHT_RANGE = (28, 90)
-DIGITS_PER_PICTURE = (2, 8)
+DIGITS_PER_IMAGE = (2, 8)
 
 _SPLIT_KEY: dict[Split, int] = {"train": 1, "held_out": 2}
 _MARGIN = 3  # empty cells around the 8x8 scan, so that a rotated digit is not cut off
@@ -135,7 +135,7 @@ def make_sample(
     labels: list[int] = []
     images, digits = scans()
     indices = digit_indices(split)
-    for _ in range(generator.integers(DIGITS_PER_PICTURE[0], DIGITS_PER_PICTURE[1] + 1)):
+    for _ in range(generator.integers(DIGITS_PER_IMAGE[0], DIGITS_PER_IMAGE[1] + 1)):
         scan_index = int(generator.integers(indices.start, indices.stop))
         coverage = render(images[scan_index], generator)
         box = _place(coverage.shape, canvas.shape, boxes, generator)
@@ -203,11 +203,11 @@ def coco_annotations(samples: list[Sample]) -> dict[str, Any]:
     }
 
 
-def write_split(folder: str | Path, split: Split, count: int, seed: int = 0) -> list[Sample]:
+def write_split(directory: str | Path, split: Split, count: int, seed: int = 0) -> list[Sample]:
     """Writes PNG images and ``annotations.json`` (COCO) into a directory.
 
     Args:
-        folder: made if it isn't there; files of the same names are replaced.
+        directory: made if it isn't there; files of the same names are replaced.
         split: "train" or "held_out".
         count: how many images.
         seed: as for ``make_split``.
@@ -215,13 +215,13 @@ def write_split(folder: str | Path, split: Split, count: int, seed: int = 0) -> 
     Returns:
         The samples that were written.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
     samples = make_split(split, count, seed)
     for sample in samples:
-        Image.fromarray(sample.image).save(folder / sample.file_name, optimize=True)
+        Image.fromarray(sample.image).save(directory / sample.file_name, optimize=True)
     text = json.dumps(coco_annotations(samples), indent=1)
-    (folder / "annotations.json").write_text(text + "\n", encoding="utf-8")
+    (directory / "annotations.json").write_text(text + "\n", encoding="utf-8")
     return samples
 
 

@@ -70,7 +70,7 @@ _SSD_BOXES = (0.0, 0.5)
 _GATE = (0.0, 0.2)
 
 
-def pictures(sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+def photographs(sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
     """Crops images of given sizes from real photographs.
 
     Args:
@@ -146,20 +146,20 @@ def steady(detector: nn.Module) -> nn.Module:
         _calibrate(detector)
         _quieten_most_classes(detector)
         with _CountTuner(detector):
-            detector(_tuning_pictures(detector))
+            detector(_tuning_images(detector))
     return detector
 
 
-def _tuning_pictures(detector: nn.Module) -> list[Tensor]:
+def _tuning_images(detector: nn.Module) -> list[Tensor]:
     """Returns the images on which the number of detections is tuned.
 
     Small images, which the detectors enlarge, have less detail and so give fewer detections.
     """
     if isinstance(detector, detection.ssd.SSD):
-        return pictures([(240, 320), (320, 240), (300, 400), (200, 300), (300, 200)])
+        return photographs([(240, 320), (320, 240), (300, 400), (200, 300), (300, 200)])
     # At 800 px an image takes seconds, so only the three with the fewest detections are used. They have one size,
     # because FCOS and RetinaNet also detect in the padding of a batch.
-    astronaut, coffee, _, rocket, _ = pictures([(320, 240)] * len(_PHOTOGRAPHS))
+    astronaut, coffee, _, rocket, _ = photographs([(320, 240)] * len(_PHOTOGRAPHS))
     return [astronaut, coffee, rocket]
 
 
@@ -200,7 +200,7 @@ def _calibrate(detector: nn.Module) -> None:
     if hasattr(detector, "rpn"):  # a tenth of the proposals is enough for the heads' statistics
         hooks.append(detector.rpn.register_forward_hook(_keep_few_proposals))
     with _CountTuner(detector):  # otherwise the mask head would process hundreds of boxes
-        detector(pictures(_CALIBRATION_SIZES))
+        detector(photographs(_CALIBRATION_SIZES))
     for hook in hooks:
         hook.remove()
     transform.min_size, transform.fixed_size = full_size

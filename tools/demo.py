@@ -37,8 +37,8 @@ def main() -> int:
     output.mkdir(exist_ok=True)
     bundle, page, drawn = output / "detector.pt", output / "report.html", output / "demo.png"
     console = Console()
-    pictures = sorted((ROOT / "models" / "held_out").glob("*.png"))
-    images = [read_image(path) for path in pictures]
+    paths = sorted((ROOT / "models" / "held_out").glob("*.png"))
+    images = [read_image(path) for path in paths]
     detector = digits_detector.load()
 
     console.rule("convert")
@@ -49,15 +49,15 @@ def main() -> int:
     with torch.inference_mode():
         found = {name: [run(image) for image in images] for name, run in cases.items()}
         with console.status("hybrid in C++ ..."):
-            found["hybrid in C++"] = [_detect(bundle, path)[0] for path in pictures]
+            found["hybrid in C++"] = [_detect(bundle, path)[0] for path in paths]
         with console.status("latency, side by side ..."):
-            times = _latencies(cases, images[0], bundle, pictures[0])
+            times = _latencies(cases, images[0], bundle, paths[0])
 
-    print(f"{len(pictures)} pictures; latency on {pictures[0].name}, {torch.get_num_threads()} threads")
+    print(f"{len(paths)} images; latency on {paths[0].name}, {torch.get_num_threads()} threads")
     table, agree = _compare(found, times)
     console.print(table)
-    _draw(pictures, [("eager", found["eager"]), ("hybrid in C++", found["hybrid in C++"])], drawn)
-    written = {"bundle": bundle, "report": page, "picture with the boxes": drawn}
+    _draw(paths, [("eager", found["eager"]), ("hybrid in C++", found["hybrid in C++"])], drawn)
+    written = {"bundle": bundle, "report": page, "image with the boxes": drawn}
     print("   ".join(f"{what}: {path.relative_to(ROOT)}" for what, path in written.items()))
     if not agree:
         print("The hybrid found other boxes than the detector.", file=sys.stderr)
@@ -110,10 +110,10 @@ def _compare(
     return table, agree
 
 
-def _detect(bundle: Path, picture: Path, repeat: int = 1) -> tuple[Detections, tuple[float, float]]:
+def _detect(bundle: Path, path: Path, repeat: int = 1) -> tuple[Detections, tuple[float, float]]:
     """Runs the C++ program. Returns the boxes, and (median, p95) of the latency in milliseconds."""
     program = Path(sys.executable).parent / "hybrid-rt-detect"
-    command = [program, bundle, picture, "--json", "--repeat", repeat, "--threads", torch.get_num_threads()]
+    command = [program, bundle, path, "--json", "--repeat", repeat, "--threads", torch.get_num_threads()]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
     answer = json.loads(done.stdout)
     detections = answer["detections"]
@@ -125,20 +125,20 @@ def _detect(bundle: Path, picture: Path, repeat: int = 1) -> tuple[Detections, t
 
 
 def _latencies(
-    cases: Mapping[str, Callable[[Tensor], Detections]], image: Tensor, bundle: Path, picture: Path
+    cases: Mapping[str, Callable[[Tensor], Detections]], image: Tensor, bundle: Path, path: Path
 ) -> dict[str, list[tuple[float, float]]]:
     """Returns (median, p95) in milliseconds of each round, in which the ways of running alternate."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in [*cases, "hybrid in C++"]}
     for _ in range(ROUNDS):
         for name, latency in hybrid_rt.benchmark(cases, (image,), repeat=CALLS_PER_ROUND).items():
             times[name].append((latency.median, latency.p95))
-        times["hybrid in C++"].append(_detect(bundle, picture, CALLS_PER_ROUND)[1])
+        times["hybrid in C++"].append(_detect(bundle, path, CALLS_PER_ROUND)[1])
     return times
 
 
-def _draw(pictures: list[Path], columns: list[tuple[str, list[Detections]]], path: Path) -> None:
+def _draw(files: list[Path], columns: list[tuple[str, list[Detections]]], output: Path) -> None:
     """Draws one row per image and one column per way of running."""
-    images = [Image.open(picture).convert("RGB") for picture in pictures]
+    images = [Image.open(file).convert("RGB") for file in files]
     width, heights, header = max(image.width for image in images), [image.height for image in images], 16
     sheet = Image.new("RGB", (len(columns) * (width + 8), header + sum(heights) + 8 * len(heights)), "white")
     pen = ImageDraw.Draw(sheet)
@@ -152,7 +152,7 @@ def _draw(pictures: list[Path], columns: list[tuple[str, list[Detections]]], pat
                 if score >= SHOWN_SCORE:
                     _draw_box(pen, box, label, score, (left, top, left + image.width))
             top += image.height + 8
-    sheet.save(path)
+    sheet.save(output)
 
 
 def _draw_box(

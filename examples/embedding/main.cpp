@@ -1,6 +1,6 @@
 // A custom service around hybrid_rt::Detector: images (PPM) from several threads, a bounded queue, a deadline.
 //
-//   embedding MODEL.pt PICTURE.ppm...      prints "PICTURE: N objects, best CLASS SCORE" for each, in their order
+//   embedding MODEL.pt IMAGE.ppm...      prints "IMAGE: N objects, best CLASS SCORE" for each, in their order
 
 #include <hybrid_rt/detector.h>
 
@@ -59,7 +59,7 @@ std::string handle(hybrid_rt::Detector& detector, const std::string& path) {
 
 int main(int argc, char** argv) {
   if (argc < 3) {
-    std::cerr << "usage: embedding MODEL.pt PICTURE.ppm...\n";
+    std::cerr << "usage: embedding MODEL.pt IMAGE.ppm...\n";
     return 2;
   }
   try {

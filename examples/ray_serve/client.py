@@ -64,11 +64,11 @@ def detect(
 def main() -> int:
     """Prints the response for an image."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("picture", type=Path)
+    parser.add_argument("image", type=Path)
     parser.add_argument("--url", default="http://127.0.0.1:8000/v1/detect")
     options = parser.parse_args()
     try:
-        answer, tries = detect(options.url, options.picture.read_bytes())
+        answer, tries = detect(options.url, options.image.read_bytes())
     except (Failed, OSError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -33,7 +33,7 @@ from hybrid_rt.common.class_names import name_of
 from hybrid_rt.common.errors import OptionError
 from hybrid_rt.common.json_values import finite
 
-PICTURE_TYPES = ("image/jpeg", "image/png", "application/octet-stream")
+IMAGE_TYPES = ("image/jpeg", "image/png", "application/octet-stream")
 QUERY = ("min_score", "masks")
 
 Detections = dict[str, Tensor]
@@ -84,7 +84,7 @@ class Refused(Exception):
 class Job:
     """An image and its result."""
 
-    picture: Tensor
+    image: Tensor
     since: float = field(default_factory=time.monotonic)
     queue_ms: float = 0.0
     run_ms: float = 0.0
@@ -115,11 +115,11 @@ def decoded(data: bytes, max_pixels_mp: float) -> Tensor:
         Refused: If it is not an image, or has too many pixels.
     """
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as picture:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_pixels_mp is checked instead
-            if picture.width * picture.height > max_pixels_mp * 1e6:
-                raise Refused(422, f"expected at most {max_pixels_mp} MP, got {picture.width} x {picture.height}")
-            pixels = numpy.array(picture.convert("RGB"))
+            if image.width * image.height > max_pixels_mp * 1e6:
+                raise Refused(422, f"expected at most {max_pixels_mp} MP, got {image.width} x {image.height}")
+            pixels = numpy.array(image.convert("RGB"))
     except UnidentifiedImageError:
         raise Refused(422, "expected a JPEG or PNG, got something else") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # the errors of Pillow's decoders
@@ -169,7 +169,7 @@ def entry_of(job: Job, min_score: float, masks: bool, class_names: Sequence[str]
             one["keypoints"] = found["keypoints"][i].tolist()
             one["keypoint_scores"] = found["keypoints_scores"][i].tolist()
         detections.append(one)
-    _, height, width = job.picture.shape
+    _, height, width = job.image.shape
     return finite({"width": width, "height": height, "detections": detections})
 
 
@@ -283,7 +283,7 @@ class Detector:
         start = self._running_since = time.monotonic()
         try:
             with torch.inference_mode():
-                found = self._detector([job.picture.to(self._options.device) for job in jobs])
+                found = self._detector([job.image.to(self._options.device) for job in jobs])
                 results = [{name: value.cpu() for name, value in one.items()} for one in found]
         except Exception as error:
             if len(jobs) > 1:  # one image must not fail the others
@@ -305,10 +305,10 @@ class Detector:
         """
         loop = asyncio.get_running_loop()
         start = time.monotonic()
-        picture = await loop.run_in_executor(self._decoder, decoded, data, self._options.max_pixels_mp)
+        image = await loop.run_in_executor(self._decoder, decoded, data, self._options.max_pixels_mp)
         decode_ms = (time.monotonic() - start) * 1000
-        job = Job(picture)
-        queue = self._queues.get((picture.shape[1], picture.shape[2]))
+        job = Job(image)
+        queue = self._queues.get((image.shape[1], image.shape[2]))
         if queue is not None:
             await queue(job)
         else:
@@ -333,8 +333,8 @@ class Detector:
         try:
             min_score, masks = queried(request)
             kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-            if kind not in PICTURE_TYPES:
-                raise Refused(415, f"Content-Type: expected {', '.join(PICTURE_TYPES)}, got '{kind}'")
+            if kind not in IMAGE_TYPES:
+                raise Refused(415, f"Content-Type: expected {', '.join(IMAGE_TYPES)}, got '{kind}'")
             data = await request.body()
             if not data:
                 raise Refused(400, "expected an image, got an empty body")

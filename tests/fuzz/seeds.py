@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 
-def pictures(_: Path) -> dict[str, bytes]:
+def images(_: Path) -> dict[str, bytes]:
     """Returns files by name, of some ten pixels each."""
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     colours = Image.fromarray(pixels)
@@ -68,9 +68,9 @@ def bodies(_: Path) -> dict[str, bytes]:
     }
 
 
-def _saved(picture: Image.Image, kind: str, **options: object) -> bytes:
+def _saved(image: Image.Image, kind: str, **options: object) -> bytes:
     target = io.BytesIO()
-    picture.save(target, kind, **options)
+    image.save(target, kind, **options)
     return target.getvalue()
 
 
@@ -93,7 +93,7 @@ def main() -> None:
     """Writes the files of the named fuzzers."""
     directory, *fuzzers = sys.argv[1:]
     for fuzzer in fuzzers:
-        files = {"fuzz_picture": pictures, "fuzz_safetensors": bodies, "fuzz_bundle": bundles}[fuzzer]
+        files = {"fuzz_picture": images, "fuzz_safetensors": bodies, "fuzz_bundle": bundles}[fuzzer]
         target = Path(directory) / fuzzer
         target.mkdir(parents=True, exist_ok=True)
         for name, data in files(Path(directory)).items():

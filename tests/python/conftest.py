@@ -102,15 +102,15 @@ def demo_detector() -> FasterRCNN:
 
 
 @pytest.fixture(scope="session")
-def demo_picture() -> Path:
+def demo_image_path() -> Path:
     """Returns the path of a PNG that the demo detector was not trained on."""
     return sorted((ROOT / "models" / "held_out").glob("*.png"))[0]
 
 
 @pytest.fixture(scope="session")
-def demo_image(demo_picture: Path) -> Tensor:
+def demo_image(demo_image_path: Path) -> Tensor:
     """Returns the demo image as [3, H, W] in 0..1."""
-    return read_image(demo_picture)
+    return read_image(demo_image_path)
 
 
 @pytest.fixture(scope="session")

@@ -56,7 +56,7 @@ NOT_RUN = [
 
 @pytest.fixture
 def checkout(
-    tmp_path: Path, demo_picture: Path, demo_detector: nn.Module, demo_bundle: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, demo_image_path: Path, demo_detector: nn.Module, demo_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
     """Returns a directory with models/, street.jpg and detector.pt; torchvision's model is the demo detector."""
     monkeypatch.chdir(tmp_path)
@@ -64,7 +64,7 @@ def checkout(
     (tmp_path / "models").symlink_to(ROOT / "models")
     (tmp_path / "out").mkdir()
     shutil.copyfile(demo_bundle, tmp_path / "detector.pt")  # a page may overwrite it
-    Image.open(demo_picture).convert("RGB").save("street.jpg", quality=95)
+    Image.open(demo_image_path).convert("RGB").save("street.jpg", quality=95)
     detector = copy.deepcopy(demo_detector)  # a page may replace its backbone
     # Their weights need a network.
     monkeypatch.setattr(torchvision.models.detection, "fasterrcnn_resnet50_fpn", lambda weights: detector)
@@ -119,7 +119,7 @@ def test_the_cpp_blocks_compile_and_the_service_runs(demo_bundle: Path, tmp_path
         includes = "\n".join(re.findall(r"^#include.*$", text, re.MULTILINE))
         body = re.sub(r"^#include.*$", "", text, flags=re.MULTILINE)
         with service.open("a") as file:
-            file.write(f"\n{includes}\nvoid page_{i}(const c10::List<at::Tensor>& pictures) {{\n{body}\n}}\n")
+            file.write(f"\n{includes}\nvoid page_{i}(const c10::List<at::Tensor>& images) {{\n{body}\n}}\n")
     build = tmp_path / "build"
     configured = configure(project, build, "-DCMAKE_BUILD_TYPE=")  # unoptimised, because that compiles faster
     assert configured.returncode == 0, configured.stderr
@@ -132,7 +132,7 @@ def test_the_cpp_blocks_compile_and_the_service_runs(demo_bundle: Path, tmp_path
 
 
 def test_every_environment_variable_is_a_stable_name() -> None:
-    sources = [path for folder in ("hybrid_rt", "cpp") for path in (ROOT / folder).rglob("*") if path.is_file()]
+    sources = [path for directory in ("hybrid_rt", "cpp") for path in (ROOT / directory).rglob("*") if path.is_file()]
     code = "\n".join(path.read_text() for path in sources if path.suffix in (".py", ".cpp", ".h", ".cu"))
     listed = re.findall("`(HYBRID_RT_[A-Z_]+)`", (ROOT / "COMPATIBILITY.md").read_text())
     assert sorted(listed) == sorted(set(re.findall('"(HYBRID_RT_[A-Z_]+)"', code)))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import hybrid_rt
 from helpers.backend_names import places
-from helpers.external_projects import DOWNSTREAM, OUT_OF_TREE, build_project, configure, picture_arguments, run, succeed
+from helpers.external_projects import DOWNSTREAM, OUT_OF_TREE, build_project, configure, image_arguments, run, succeed
 from helpers.paths import ROOT
 from hybrid_rt.backends import registry
 
@@ -41,7 +41,7 @@ def test_a_program_gives_the_boxes_of_python(
     program: str, downstream: Path, demo_bundle: Path, demo_image: Tensor, tmp_path: Path
 ) -> None:
     (expected,) = hybrid_rt.load(demo_bundle)([demo_image])
-    printed = succeed(downstream / program, demo_bundle, *picture_arguments(demo_image, tmp_path / "picture.raw"))
+    printed = succeed(downstream / program, demo_bundle, *image_arguments(demo_image, tmp_path / "image.raw"))
     rows = torch.tensor([[float(word) for word in line.split()] for line in printed.splitlines()])
     assert len(rows) == len(expected["labels"]) > 0
     assert rows[:, 0].tolist() == expected["labels"].tolist()
@@ -52,13 +52,13 @@ def test_a_program_gives_the_boxes_of_python(
 def test_the_file_order_and_the_environment_choose_the_engine(
     downstream: Path, demo_bundle: Path, demo_image: Tensor, tmp_path: Path
 ) -> None:
-    command = (downstream / "with_hybrid_rt", demo_bundle, *picture_arguments(demo_image, tmp_path / "picture.raw"))
+    command = (downstream / "with_hybrid_rt", demo_bundle, *image_arguments(demo_image, tmp_path / "image.raw"))
     assert run(*command).stderr == "backbone: openvino\n"
     assert run(*command, HYBRID_RT_BACKEND="torchscript").stderr == "backbone: torchscript\n"
 
 
 def test_a_missing_bundle_is_one_line_of_advice(downstream: Path) -> None:
-    result = run(downstream / "with_hybrid_rt", "/no/such/file.pt", "picture.raw", "1", "1")
+    result = run(downstream / "with_hybrid_rt", "/no/such/file.pt", "image.raw", "1", "1")
     assert result.returncode == 1
     assert result.stderr.startswith("hybrid_rt[bundle]: /no/such/file.pt: expected a file, got ")
     assert result.stderr.count("\n") == 1
@@ -90,8 +90,8 @@ def test_a_torch_directory_without_torch_is_a_clear_error(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("version", "message"),
     [
-        ((2, 99), "but {folder} is torch 2.99: custom classes need one binary a torch minor version."),
-        ((2, 1), "hybrid_rt[build]: torch: expected 2.11 or newer, got 2.1 in {folder}."),
+        ((2, 99), "but {directory} is torch 2.99: custom classes need one binary a torch minor version."),
+        ((2, 1), "hybrid_rt[build]: torch: expected 2.11 or newer, got 2.1 in {directory}."),
     ],
     ids=["another minor version", "too old"],
 )
@@ -101,7 +101,7 @@ def test_another_torch_is_a_clear_error(version: tuple[int, int], message: str, 
     header.write_text(f"#define TORCH_VERSION_MAJOR {version[0]}\n#define TORCH_VERSION_MINOR {version[1]}\n")
     result = configure(DOWNSTREAM, tmp_path / "build", f"-DHYBRID_RT_TORCH_FOLDER={tmp_path}")
     assert result.returncode != 0
-    assert message.format(folder=tmp_path) in " ".join(result.stderr.split())
+    assert message.format(directory=tmp_path) in " ".join(result.stderr.split())
 
 
 def test_a_compiler_that_links_a_libstdcxx_of_its_own_is_refused(tmp_path: Path) -> None:

@@ -125,9 +125,9 @@ def includes(path: Path) -> list[str]:
     return re.findall(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', path.read_text(), re.MULTILINE)
 
 
-def sources(folder: Path) -> list[Path]:
-    found = sorted(path for path in folder.rglob("*") if path.suffix in {".h", ".hpp", ".cpp", ".cc", ".cu"})
-    assert found, folder
+def sources(directory: Path) -> list[Path]:
+    found = sorted(path for path in directory.rglob("*") if path.suffix in {".h", ".hpp", ".cpp", ".cc", ".cu"})
+    assert found, directory
     return found
 
 
@@ -135,15 +135,15 @@ CUDA = CPP / "src" / "operators" / "cuda"
 LIBRARY = [path for path in sources(CPP / "src") if CUDA not in path.parents]
 
 # The directories of cpp/src. Each includes only earlier ones.
-FOLDERS = ["common", "spec", "bundle", "engine", "operators", "torchscript", "verify", "service"]
+DIRECTORIES = ["common", "spec", "bundle", "engine", "operators", "torchscript", "verify", "service"]
 
 
 def test_the_directories_of_the_library_are_layers() -> None:
-    assert sorted(path.name for path in (CPP / "src").iterdir()) == sorted(FOLDERS)
+    assert sorted(path.name for path in (CPP / "src").iterdir()) == sorted(DIRECTORIES)
     for path in sources(CPP / "src"):
-        folder = path.relative_to(CPP / "src").parts[0]
-        used = {name.split("/")[0] for name in includes(path)} & set(FOLDERS)
-        assert used <= set(FOLDERS[: FOLDERS.index(folder) + 1]), path
+        directory = path.relative_to(CPP / "src").parts[0]
+        used = {name.split("/")[0] for name in includes(path)} & set(DIRECTORIES)
+        assert used <= set(DIRECTORIES[: DIRECTORIES.index(directory) + 1]), path
 
 
 @pytest.mark.parametrize("path", LIBRARY + sources(CPP / "include"), ids=lambda path: path.name)
@@ -170,18 +170,18 @@ def test_contracts_are_free_of_torchscript(name: str) -> None:
         assert [other for other in includes(path) if re.match(r"torch/(script|custom_class|csrc|all)", other)] == []
 
 
-BACKEND_FOLDERS = sorted(path for path in (CPP / "backends").iterdir() if path.is_dir())
+BACKEND_DIRECTORIES = sorted(path for path in (CPP / "backends").iterdir() if path.is_dir())
 
 
-@pytest.mark.parametrize("folder", BACKEND_FOLDERS, ids=lambda path: path.name)
-def test_a_backend_knows_the_contracts_itself_and_its_vendor(folder: Path) -> None:
-    own = {path.relative_to(folder).as_posix() for path in sources(folder)}
-    others = {path.name for path in BACKEND_FOLDERS} - {folder.name}
+@pytest.mark.parametrize("directory", BACKEND_DIRECTORIES, ids=lambda path: path.name)
+def test_a_backend_knows_the_contracts_itself_and_its_vendor(directory: Path) -> None:
+    own = {path.relative_to(directory).as_posix() for path in sources(directory)}
+    others = {path.name for path in BACKEND_DIRECTORIES} - {directory.name}
     headers = CPP / "include" / "hybrid_rt"
     public = {path.relative_to(headers).as_posix() for path in headers.rglob("*.h")}
     public -= {"bundle.h", "hybrid_rt.h", "verify.h"}
     internal = {path.name for path in (CPP / "src").rglob("*.h")} - own
-    for path in sources(folder):
+    for path in sources(directory):
         for name in includes(path):
             assert name.split("/")[0] not in others, f"{path.name} includes {name} of another backend"
             assert Path(name).name not in internal or name in own, f"{path.name} includes {name} of src/"
@@ -210,7 +210,7 @@ def test_sources_for_nvcc_do_not_include_torch(path: Path) -> None:
         source = waiting.pop()
         seen.add(source)
         assert [name for name in includes(source) if re.match(r"(torch|ATen|c10)/", name)] == [], source.name
-        found = [folder / name for name in includes(source) for folder in (CUDA, CPP / "src", CPP / "include")]
+        found = [directory / name for name in includes(source) for directory in (CUDA, CPP / "src", CPP / "include")]
         waiting += [other for other in found if other.exists() and other not in seen]
     assert CUDA / "kernels.h" in seen
 

@@ -50,11 +50,11 @@ def succeed(*command: str | Path) -> str:
     return done.stdout
 
 
-def functions(compiler: str, half: str, folder: Path) -> tuple[set[str], list[Path]]:
+def functions(compiler: str, half: str, directory: Path) -> tuple[set[str], list[Path]]:
     """Returns the functions in the package's namespace that a platform's sources define, and their object files."""
     objects = []
     for part in PARTS:
-        objects.append(folder / f"{part}_{half}.o")
+        objects.append(directory / f"{part}_{half}.o")
         succeed(compiler, *OPTIONS, "-c", PLATFORM / f"{part}_{half}.cpp", "-o", objects[-1])
     symbols = succeed("nm", "--demangle", "--extern-only", "--defined-only", *objects)
     return {*re.findall(r" T (hybrid_rt::platform::\w+)\(", symbols)}, objects
@@ -105,7 +105,7 @@ def test_a_cross_compiler_compiles_and_links_the_windows_half(tmp_path: Path) ->
 def test_the_library_runs_on_64_bit_arm(demo_bundle: Path) -> None:
     printed = arm.run_tests(demo_bundle, is_all=False)
     for library in ("libhybrid_rt.so", "libhybrid_rt_torchscript.so", "libhybrid_rt_openvino.so"):
-        assert "AArch64" in succeed("readelf", "--file-header", arm.FOLDER / "build" / "lib" / library)
+        assert "AArch64" in succeed("readelf", "--file-header", arm.DIRECTORY / "build" / "lib" / library)
     counts = re.findall(r"test cases: +(\d+) \| +(\d+) passed \| +0 failed", printed)
     assert [first == second for first, second in counts] == [True, True, True], printed
     assert int(counts[0][0]) >= 150

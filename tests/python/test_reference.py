@@ -155,14 +155,14 @@ def small_image() -> Tensor:
 @pytest.fixture(scope="module")
 def stocked(tmp_path_factory: pytest.TempPathFactory, small_detector: ListDetector, small_image: Tensor) -> Path:
     """A directory with the files that the examples read."""
-    folder = tmp_path_factory.mktemp("examples")
+    directory = tmp_path_factory.mktemp("examples")
     hybrid_rt.convert(
-        small_detector, ([small_image],), folder / "detector.pt", segments="backbone", fuse=False, measure=False
+        small_detector, ([small_image],), directory / "detector.pt", segments="backbone", fuse=False, measure=False
     )
-    private = str(folder / "private.pem")
+    private = str(directory / "private.pem")
     subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", private], check=True)
-    subprocess.run(["openssl", "pkey", "-in", private, "-pubout", "-out", str(folder / "public.pem")], check=True)
-    return folder
+    subprocess.run(["openssl", "pkey", "-in", private, "-pubout", "-out", str(directory / "public.pem")], check=True)
+    return directory
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

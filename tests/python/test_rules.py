@@ -15,7 +15,7 @@ from helpers.paths import ROOT
 MAX_LINES = 60
 MAX_PARAMETERS = 8
 
-FOLDERS = ("hybrid_rt", "tools", "tests", "models", "examples")
+DIRECTORIES = ("hybrid_rt", "tools", "tests", "models", "examples")
 
 PUBLIC = {
     (Path(*function.__module__.split(".")).with_suffix(".py"), name)
@@ -52,10 +52,10 @@ def test_the_public_functions_are_found() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_functions_are_short_and_take_few_parameters(folder: str) -> None:
+@pytest.mark.parametrize("directory", DIRECTORIES)
+def test_functions_are_short_and_take_few_parameters(directory: str) -> None:
     wrong = []
-    for path in sorted((ROOT / folder).rglob("*.py")):
+    for path in sorted((ROOT / directory).rglob("*.py")):
         for function in functions(path):
             is_public = (path.relative_to(ROOT), function.name) in PUBLIC
             length = lines(function, body_only=is_public)

@@ -44,28 +44,28 @@ def pytest_sessionfinish(session):
 """
 
 
-def run(*command: str | Path, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(*command: str | Path, directory: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PYTEST"))}
     return subprocess.run(
         [str(part) for part in command],
         env={**inherited, "PATH": SEARCH_PATH, **environment},
-        cwd=folder,
+        cwd=directory,
         capture_output=True,
         text=True,
         check=False,
     )
 
 
-def succeed(*command: str | Path, folder: Path, **environment: str) -> str:
-    done = run(*command, folder=folder, **environment)
+def succeed(*command: str | Path, directory: Path, **environment: str) -> str:
+    done = run(*command, directory=directory, **environment)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
-def make_environment(folder: Path) -> Path:
+def make_environment(directory: Path) -> Path:
     """Creates an environment without packages, and returns its interpreter."""
-    succeed(sys.executable, "-m", "venv", "--without-pip", folder, folder=folder.parent)
-    return folder / "bin" / "python"
+    succeed(sys.executable, "-m", "venv", "--without-pip", directory, directory=directory.parent)
+    return directory / "bin" / "python"
 
 
 def share_packages(python: Path) -> None:
@@ -75,7 +75,7 @@ def share_packages(python: Path) -> None:
     install the finder of the editable installation, which takes precedence over every path.
     """
     asked = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    own = Path(succeed(python, "-c", asked, folder=python.parent).strip())
+    own = Path(succeed(python, "-c", asked, directory=python.parent).strip())
     (own / "parent.pth").write_text(sysconfig.get_path("purelib") + "\n")
 
 
@@ -96,11 +96,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def with_wheel(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
     """Returns the interpreter of an environment with torch and the wheel."""
-    folder = tmp_path_factory.mktemp("environment")
+    directory = tmp_path_factory.mktemp("environment")
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
-    python = make_environment(folder / "environment")
+    python = make_environment(directory / "environment")
     # Install it before sharing this environment's packages, among which pip would find hybrid_rt.
-    succeed(*pip, "--python", python, "install", "--no-index", "--no-deps", wheel, folder=folder)
+    succeed(*pip, "--python", python, "install", "--no-index", "--no-deps", wheel, directory=directory)
     share_packages(python)
     return python
 
@@ -115,7 +115,7 @@ def test_the_backends_keep_their_contract_in_a_wheel(with_wheel: Path, tmp_path:
     options = ("--import-mode=importlib", "-p", "check_the_wheel", "-p", "no:cacheprovider", "-q", "-k", CONTRACT)
     printed = succeed(
         *(with_wheel, *SAFE, "-m", "pytest", *options, ROOT / "tests" / "python" / "backends" / "test_contract.py"),
-        folder=tmp_path,
+        directory=tmp_path,
         PYTHONPATH=str(tmp_path),
         OMP_WAIT_POLICY="PASSIVE",
     )
@@ -125,17 +125,17 @@ def test_the_backends_keep_their_contract_in_a_wheel(with_wheel: Path, tmp_path:
 @pytest.mark.slow
 def test_a_wheel_is_imported_from_anywhere_but_the_checkout(with_wheel: Path, tmp_path: Path) -> None:
     command = (with_wheel, "-c", "import hybrid_rt; print(hybrid_rt.__file__)")
-    assert with_wheel.parents[1] in Path(succeed(*command, folder=tmp_path).strip()).parents
-    assert "expected an installed package" in run(*command, folder=ROOT).stderr
+    assert with_wheel.parents[1] in Path(succeed(*command, directory=tmp_path).strip()).parents
+    assert "expected an installed package" in run(*command, directory=ROOT).stderr
     if SAFE:
         safe = (with_wheel, *SAFE, *command[1:])
-        assert with_wheel.parents[1] in Path(succeed(*safe, folder=ROOT).strip()).parents
+        assert with_wheel.parents[1] in Path(succeed(*safe, directory=ROOT).strip()).parents
 
 
 @pytest.mark.slow
 def test_a_wheel_brings_headers_types_schema_and_programs(with_wheel: Path, tmp_path: Path) -> None:
     asked = "import hybrid_rt; print(hybrid_rt.__path__[0])"
-    package = Path(succeed(with_wheel, *SAFE, "-c", asked, folder=tmp_path).strip())
+    package = Path(succeed(with_wheel, *SAFE, "-c", asked, directory=tmp_path).strip())
     for name in (
         *("py.typed", "_native.pyi", "cmake/hybrid_rt-config.cmake", "lib/libhybrid_rt.so"),
         *("include/hybrid_rt/hybrid_rt.h", "include/hybrid_rt/plugin/backend.h"),
@@ -148,7 +148,7 @@ def test_a_wheel_brings_headers_types_schema_and_programs(with_wheel: Path, tmp_
 
 @pytest.mark.slow
 def test_a_checkout_without_the_native_library_says_what_to_do(without_hybrid_rt: Path) -> None:
-    done = run(without_hybrid_rt, "-c", "import torch; import hybrid_rt", folder=ROOT)
+    done = run(without_hybrid_rt, "-c", "import torch; import hybrid_rt", directory=ROOT)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1] == (
         f"hybrid_rt.common.errors.BackendError: hybrid_rt[import]: the source tree at {ROOT}: expected an installed "
@@ -164,7 +164,7 @@ def test_a_native_library_for_another_torch_says_what_to_do_and_is_not_loaded(tm
         "try: import hybrid_rt\n"
         "finally: print([line for line in open('/proc/self/maps') if 'libhybrid_rt' in line])"
     )
-    done = run(sys.executable, "-c", code, folder=tmp_path)
+    done = run(sys.executable, "-c", code, directory=tmp_path)
     assert done.returncode == 1
     assert done.stdout == "[]\n"
     assert f"the native library: expected one built for torch 9.9.0, got one for {TORCH}. " in done.stderr
@@ -223,11 +223,11 @@ def test_the_bare_root_has_no_compiler_and_none_of_debians_libraries(bare: RootW
 
 @pytest.mark.slow
 @needs_bare_root
-def test_python_and_programs_run_in_a_bare_root(bare: RootWithWheel, demo_bundle: Path, demo_picture: Path) -> None:
-    shutil.copy(demo_picture, bare.root / "tmp" / "picture.png")
+def test_python_and_programs_run_in_a_bare_root(bare: RootWithWheel, demo_bundle: Path, demo_image_path: Path) -> None:
+    shutil.copy(demo_image_path, bare.root / "tmp" / "image.png")
     shutil.copy(demo_bundle, bare.root / "tmp" / "digits.pt")
-    expected = detect_in_python(demo_bundle, demo_picture)
-    done = bare.run("/environment/bin/hybrid-rt-detect", "/tmp/digits.pt", "/tmp/picture.png", "--json")
+    expected = detect_in_python(demo_bundle, demo_image_path)
+    done = bare.run("/environment/bin/hybrid-rt-detect", "/tmp/digits.pt", "/tmp/image.png", "--json")
     assert done.returncode == 0, done.stderr
     assert_same_detections(json.loads(done.stdout)["detections"], expected)
     code = "import hybrid_rt; print(hybrid_rt.verify_golden('/tmp/digits.pt').passed, hybrid_rt.__file__)"

@@ -30,40 +30,40 @@ from models import digits_data, digits_detector
 def main() -> None:
     """Converts, evaluates and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=200, help="held-out pictures")
+    parser.add_argument("--pictures", type=int, default=200, help="held-out images")
     parser.add_argument("--calibration", type=int, default=20, help="training images that int8 is calibrated on")
     parser.add_argument("--int8-max-error", type=float, default=0.15, help="of an engine's outputs, for int8")
     parser.add_argument("--output", type=Path, help="also write the results to this JSON file")
     options = parser.parse_args()
     detector = digits_detector.load()
     samples = digits_data.make_split("held_out", options.pictures, seed=0)
-    pictures = [digits_detector.to_tensor(sample.image) for sample in samples[:2]]
-    table = Table(title=f"digits, {options.pictures} held-out pictures")
+    images = [digits_detector.to_tensor(sample.image) for sample in samples[:2]]
+    table = Table(title=f"digits, {options.pictures} held-out images")
     for heading in ("case", "mAP", "mAP@0.5", "s"):
         table.add_column(heading, justify="left" if heading == "case" else "right")
     results: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as name, torch.no_grad():
-        folder = Path(name)
+        directory = Path(name)
         training = [digits_detector.to_tensor(s.image) for s in digits_data.make_split("train", options.calibration)]
         limit = {"openvino": {"int8_max_error": options.int8_max_error}}
         hybrids = {}
         for precision in ("fp32", "bf16", "int8"):
-            path = folder / f"{precision}.pt"
+            path = directory / f"{precision}.pt"
             quantised = {"calibration_data": [([image],) for image in training], "options": limit}
             given: dict[str, Any] = quantised if precision == "int8" else {}
-            made = hybrid_rt.convert(detector, (pictures[:1],), path, precision=precision, fallback=False, **given)
+            made = hybrid_rt.convert(detector, (images[:1],), path, precision=precision, fallback=False, **given)
             print(made.report)
             hybrids[f"hybrid {precision}"] = hybrid_rt.load(path, emulate_precision=True)
         cases = {
             "eager fp32": detector,
             **hybrids,
             **{
-                f"whole graph {precision}": _whole(detector, pictures, precision, folder)
+                f"whole graph {precision}": _whole(detector, images, precision, directory)
                 for precision in ("bf16", "fp32")
             },
-            "whole graph int8": _whole(detector, pictures, "int8", folder, training),
+            "whole graph int8": _whole(detector, images, "int8", directory, training),
         }
-        times = hybrid_rt.benchmark(cases, (pictures[:1],), repeat=30)
+        times = hybrid_rt.benchmark(cases, (images[:1],), repeat=30)
         base = times["hybrid fp32"].median
         for case, latency in times.items():
             print(f"{case}: {latency.median:.1f} ms, {latency.median / base:.2f} of hybrid fp32")
@@ -81,14 +81,14 @@ def main() -> None:
 
 def _whole(
     detector: torch.nn.Module,
-    pictures: list[torch.Tensor],
+    images: list[torch.Tensor],
     precision: str,
-    folder: Path,
+    directory: Path,
     calibration: Sequence[torch.Tensor] = (),
 ) -> digits_detector.Detect:
     """Returns the whole detector in one OpenVINO graph. In int8, NNCF quantises whatever it chooses."""
-    whole_graph.build("openvino", detector, pictures, precision, folder / precision, calibration)
-    return whole_graph.open_whole("openvino", precision, folder / precision, torch.get_num_threads())
+    whole_graph.build("openvino", detector, images, precision, directory / precision, calibration)
+    return whole_graph.open_whole("openvino", precision, directory / precision, torch.get_num_threads())
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ WARM_UP = 20
 _EXTRACT = """
 import json, sys
 import hybrid_rt
-bundle, folder, segment = sys.argv[1:]
-files = hybrid_rt.extract(bundle, folder, segment=segment or None, backend="tensorrt")
+bundle, directory, segment = sys.argv[1:]
+files = hybrid_rt.extract(bundle, directory, segment=segment or None, backend="tensorrt")
 variants = [v for e in hybrid_rt.inspect(bundle)["engines"] for v in e["variants"] if v["backend"] == "tensorrt"]
 libraries = sorted({name for v in variants for name in ("tensorrt", "tensorrt_rtx") if name in v["requirements"]})
 print(json.dumps({"files": [str(file) for file in files], "libraries": libraries}))
@@ -214,22 +214,22 @@ def find_vendor(libraries: Sequence[str]) -> Any:
     )
 
 
-def extracted(source: Path, segment: str, folder: Path) -> tuple[Path, list[str]]:
+def extracted(source: Path, segment: str, directory: Path) -> tuple[Path, list[str]]:
     """Returns the engine's file, and the libraries that may have built it.
 
     Args:
         source: A bundle, or a directory of extracted files.
         segment: The segment of the engine; empty if there is only one engine.
-        folder: Directory for a bundle's extracted files.
+        directory: Directory for a bundle's extracted files.
 
     Raises:
         BareEngineError: There is no engine, or there are several.
     """
     libraries = list(VENDORS)
     if not source.exists():
-        raise BareEngineError.make(str(source), "a bundle, or a folder of extracted files", "none", "Name another.")
+        raise BareEngineError.make(str(source), "a bundle, or a directory of extracted files", "none", "Name another.")
     if source.is_file():
-        command = [sys.executable, "-c", _EXTRACT, str(source), str(folder), segment]
+        command = [sys.executable, "-c", _EXTRACT, str(source), str(directory), segment]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             lines = done.stderr.strip().splitlines() or ["it printed nothing"]
@@ -237,7 +237,7 @@ def extracted(source: Path, segment: str, folder: Path) -> tuple[Path, list[str]
                 str(source), "a bundle with a TensorRT engine", lines[-1].rstrip("."), "hybrid-rt inspect lists both."
             )
         libraries = json.loads(done.stdout.splitlines()[-1])["libraries"] or libraries
-        source = folder
+        source = directory
     found = sorted(source.glob(f"{segment}*.engine"))
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"
@@ -363,7 +363,7 @@ def percentile(values: Sequence[float], percent: int) -> float:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the figures. Returns the exit code: 1 if there are none."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path, help="or a folder of extracted files")
+    parser.add_argument("bundle", type=Path, help="or a directory of extracted files")
     parser.add_argument("--segment", default="", help="whose engine, where there are several")
     parser.add_argument("--profile", type=int, default=0, help="optimisation profile (default: 0)")
     parser.add_argument("--shape", action="append", default=[], metavar="1x3x800x1088", help="of an input, in order")
@@ -379,8 +379,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             extracted(options.bundle, options.segment, Path())
         cuda = find_cuda()
         find_vendor(list(VENDORS))
-        with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder:
-            path, libraries = extracted(options.bundle, options.segment, Path(folder))
+        with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as directory:
+            path, libraries = extracted(options.bundle, options.segment, Path(directory))
             vendor = find_vendor(libraries)
             engine = Engine(vendor, cuda, path, options.profile, shapes)
             times = time_engine(engine, options.rounds)

@@ -51,18 +51,18 @@ def main() -> None:
     parser.add_argument("--detector", default="fasterrcnn_resnet50_fpn", choices=torchvision_detectors.NAMES)
     parser.add_argument("--engines", nargs="+", default=["openvino", "onnxruntime", "torchscript"])
     parser.add_argument("--segments", nargs="+", default=["backbone"], help="their names, or auto")
-    parser.add_argument("--min-size", type=int, default=320, help="that the detector resizes its pictures to")
+    parser.add_argument("--min-size", type=int, default=320, help="that the detector resizes its images to")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     detector = torchvision_detectors.build(options.detector, min_size=options.min_size)
-    pictures = torchvision_detectors.pictures([(240, 320)])
+    images = torchvision_detectors.photographs([(240, 320)])
     segments = "auto" if options.segments == ["auto"] else options.segments
-    with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(folder) / "one.pt", Path(folder) / "bank.pt"]
+    with tempfile.TemporaryDirectory() as directory:
+        paths = [Path(directory) / "one.pt", Path(directory) / "bank.pt"]
         for path, engines in zip(paths, (options.engines[:1], options.engines), strict=True):
             hybrid_rt.convert(
                 detector,
-                (pictures,),
+                (images,),
                 path,
                 segments=segments,
                 engine=engines,

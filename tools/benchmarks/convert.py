@@ -31,12 +31,12 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     detector = torchvision_detectors.build(options.detector)
-    pictures = torchvision_detectors.pictures([(480, 640)])
+    images = torchvision_detectors.photographs([(480, 640)])
     runs = []
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["HYBRID_RT_CACHE"] = str(Path(folder) / "cache")
+    with tempfile.TemporaryDirectory() as directory:
+        os.environ["HYBRID_RT_CACHE"] = str(Path(directory) / "cache")
         for _ in range(2):
-            report = hybrid_rt.convert(detector, (pictures,), Path(folder) / "detector.pt").report
+            report = hybrid_rt.convert(detector, (images,), Path(directory) / "detector.pt").report
             runs.append(report.seconds)
     table = Table(title=f"convert {options.detector}, {options.threads} threads, seconds")
     for heading in ("step", "empty cache", "filled cache"):

@@ -30,7 +30,7 @@ PHOTOGRAPHS = 4
 """Number of photographs that int8 of torchvision's detectors is calibrated on. There are five, and one is timed."""
 
 NOTE = (
-    "demo: the repository's digit detector, trained, on pictures of its own kind. The others: torchvision's, random "
+    "demo: the repository's digit detector, trained, on images of its own kind. The others: torchvision's, random "
     "weights scaled so that activations stay of order one; their boxes mean nothing, and are compared."
 )
 
@@ -46,7 +46,7 @@ def main() -> None:
         "--size", nargs=2, type=int, default=(480, 640), metavar=("HEIGHT", "WIDTH"), help="torchvision's"
     )
     parser.add_argument("--min-size", type=int, help="to which torchvision's detectors resize (default: their 800)")
-    parser.add_argument("--fixed-sizes", action="store_true", help="compile the hybrids for the pictures' sizes alone")
+    parser.add_argument("--fixed-sizes", action="store_true", help="compile the hybrids for the images' sizes alone")
     parser.add_argument("--pictures", type=int, default=1, help="of one size, alternately")
     parser.add_argument("--device", choices=DEVICES, default="cpu", help="where all of them run")
     parser.add_argument("--threads", type=int, default=2)
@@ -59,7 +59,7 @@ def main() -> None:
     options = parser.parse_args()
     engines = options.engines or registry.available_for(options.device)
     subjects = [
-        subject(name, size=tuple(options.size), min_size=options.min_size, pictures=options.pictures)
+        subject(name, size=tuple(options.size), min_size=options.min_size, count=options.pictures)
         for name in options.detectors
     ]
     chosen = cases(engines, runtimes=options.runtimes, device=options.device)
@@ -75,9 +75,9 @@ def main() -> None:
         if options.files is None:
             parser.error("--prepare-only needs --files")
         for each in subjects:
-            folder = options.files / each.name
-            folder.mkdir(parents=True, exist_ok=True)
-            for result in prepare(each, chosen, folder, settings, steps=Steps(True)):
+            directory = options.files / each.name
+            directory.mkdir(parents=True, exist_ok=True)
+            for result in prepare(each, chosen, directory, settings, steps=Steps(True)):
                 print(f"{each.name}, {result.case.name}: {result.failure or 'ready'}")
         return
     machine, results = run_all(
@@ -87,27 +87,25 @@ def main() -> None:
     print(f"written: {options.output}/bench.json, bench.md and one plot per detector")
 
 
-def subject(
-    name: str, *, size: tuple[int, int] = (480, 640), min_size: int | None = None, pictures: int = 1
-) -> Subject:
+def subject(name: str, *, size: tuple[int, int] = (480, 640), min_size: int | None = None, count: int = 1) -> Subject:
     """Returns a detector of the benchmark and its images.
 
     Args:
         name: DEMO, or the name of one of torchvision's detectors.
         size: (height, width) of the images for torchvision's detectors.
         min_size: Size to which these detectors resize; None for their own.
-        pictures: Number of images.
+        count: Number of images.
     """
     if name == DEMO:
-        samples = digits_data.make_split("held_out", pictures, seed=0)
+        samples = digits_data.make_split("held_out", count, seed=0)
         training = digits_data.make_split("train", CALIBRATION)
         images, calibration = (
             [digits_detector.to_tensor(sample.image) for sample in each] for each in (samples, training)
         )
         return Subject(name, digits_detector.load, images, calibration)
     build = partial(torchvision_detectors.build, name, min_size=min_size)
-    found = torchvision_detectors.pictures([size] * (pictures + PHOTOGRAPHS))
-    return Subject(name, build, found[:pictures], found[pictures:])
+    found = torchvision_detectors.photographs([size] * (count + PHOTOGRAPHS))
+    return Subject(name, build, found[:count], found[count:])
 
 
 if __name__ == "__main__":

@@ -74,10 +74,10 @@ def first_line(text: str, longest: int = 300) -> str:
     return line if len(line) <= longest else f"{line[:longest]} ..."
 
 
-def convert_one(name: str, case: DetectorCase, folder: Path) -> Result:
+def convert_one(name: str, case: DetectorCase, directory: Path) -> Result:
     """Converts one detector in this process, and compares it."""
     result = Result(name)
-    path = folder / "first.pt"
+    path = directory / "first.pt"
     start = time.perf_counter()
     detector = case.build()
     example = case.arguments(case.example)
@@ -95,11 +95,11 @@ def convert_one(name: str, case: DetectorCase, folder: Path) -> Result:
     result.coverage = round(min(1.0, sum(engine.share for engine in report.engines)), 3)
     result.speed = round(report.measurement.gain, 2) if report.measurement else None
     result.in_cpp = in_cpp(path)
-    result.unseen_sizes = unseen_sizes(detector, case, path, folder, result)
+    result.unseen_sizes = unseen_sizes(detector, case, path, directory, result)
     return result
 
 
-def unseen_sizes(detector: torch.nn.Module, case: DetectorCase, path: Path, folder: Path, result: Result) -> str:
+def unseen_sizes(detector: torch.nn.Module, case: DetectorCase, path: Path, directory: Path, result: Result) -> str:
     """Compares the default bundle, or one with shapes= if the default accepts only the example's size."""
     inputs = [case.arguments(size, seed) for seed, size in enumerate(case.others, 1)]
     if case.shapes is None:
@@ -108,7 +108,7 @@ def unseen_sizes(detector: torch.nn.Module, case: DetectorCase, path: Path, fold
     difference = compared(detector, path, same_size)
     if difference != "equal":
         return f"at the example's size: {difference}"
-    path = folder / "second.pt"
+    path = directory / "second.pt"
     try:
         hybrid_rt.convert(
             detector, case.arguments(case.example), path, shapes=case.shapes, progress=False, measure=False
@@ -143,11 +143,11 @@ def in_cpp(path: Path) -> str:
     return f"no sample: {golden['absent']}" if "absent" in golden else f"exit {done.returncode}: {first_line(log, 160)}"
 
 
-def run_child(name: str, limit: float, folder: Path) -> Result:
+def run_child(name: str, limit: float, directory: Path) -> Result:
     """Converts one detector in a separate process."""
-    target = folder / "result.json"
-    command = [sys.executable, "-W", "ignore", "-m", "tools.benchmarks.first_try", "--one", name, str(folder)]
-    with (folder / "log").open("w") as log:
+    target = directory / "result.json"
+    command = [sys.executable, "-W", "ignore", "-m", "tools.benchmarks.first_try", "--one", name, str(directory)]
+    with (directory / "log").open("w") as log:
         child = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
         try:
             code = child.wait(limit)
@@ -157,7 +157,7 @@ def run_child(name: str, limit: float, folder: Path) -> Result:
             return Result(name, error=f"no result after {limit:.0f} s", seconds=limit)
     if target.exists():
         return Result(**json.loads(target.read_text()))
-    lines = [line for line in (folder / "log").read_text().splitlines() if line.strip()]
+    lines = [line for line in (directory / "log").read_text().splitlines() if line.strip()]
     return Result(name, error=f"exit {code}: {first_line(lines[-1] if lines else 'nothing on stderr')}")
 
 
@@ -181,15 +181,15 @@ def markdown(results: Sequence[Result], *, with_speed: bool) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
-def record(result: Result, folder: Path, *, with_speed: bool) -> None:
+def record(result: Result, directory: Path, *, with_speed: bool) -> None:
     """Writes a row into the table and the JSON of a directory. The rows of other detectors are kept."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "first_try.json"
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / "first_try.json"
     rows = {row["detector"]: Result(**row) for row in (json.loads(path.read_text()) if path.exists() else [])}
     rows[result.detector] = result
     order = list(DETECTORS)
     results = sorted(rows.values(), key=lambda row: order.index(row.detector) if row.detector in order else len(order))
-    (folder / "first_try.md").write_text(markdown(results, with_speed=with_speed))
+    (directory / "first_try.md").write_text(markdown(results, with_speed=with_speed))
     path.write_text(json.dumps([asdict(each) for each in results], indent=1))
 
 
@@ -205,8 +205,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--detectors", nargs="+", default=[], metavar="WORD", help="whose names hold one of these")
     parser.add_argument("--limit", type=float, default=LIMIT_S, help=f"seconds for each (default: {LIMIT_S})")
     parser.add_argument("--speed", action="store_true", help="show the speed over eager: on a quiet machine only")
-    parser.add_argument("--output", type=Path, help="folder for first_try.md and first_try.json")
-    parser.add_argument("--one", nargs=2, metavar=("NAME", "FOLDER"), help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=Path, help="directory for first_try.md and first_try.json")
+    parser.add_argument("--one", nargs=2, metavar=("NAME", "DIRECTORY"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.one:
         return _one(options.one[0], Path(options.one[1]))
@@ -215,8 +215,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--detectors: expected a part of one of {', '.join(DETECTORS)}")
     results = []
     for name in names:
-        with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder:
-            results.append(run_child(name, options.limit, Path(folder)))
+        with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as directory:
+            results.append(run_child(name, options.limit, Path(directory)))
         print(f"{results[-1].seconds:6.1f} s  {markdown(results[-1:], with_speed=True).splitlines()[-1]}", flush=True)
         if options.output:
             record(results[-1], options.output, with_speed=options.speed)
@@ -225,15 +225,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _one(name: str, folder: Path) -> int:
+def _one(name: str, directory: Path) -> int:
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
     try:
-        result = convert_one(name, DETECTORS[name], folder)
+        result = convert_one(name, DETECTORS[name], directory)
     except Exception as error:
         traceback.print_exc()
         result = Result(name, error=first_line(f"outside of the conversion: {type(error).__name__}: {error}"))
-    (folder / "result.json").write_text(json.dumps(asdict(result)))
+    (directory / "result.json").write_text(json.dumps(asdict(result)))
     return 0
 
 

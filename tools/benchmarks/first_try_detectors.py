@@ -53,7 +53,7 @@ class DetectorCase:
 
     def arguments(self, size: Size, seed: int = 0) -> tuple[Any, ...]:
         """Returns the positional arguments for one image of a size. Each seed gives another image."""
-        photographs = torchvision_detectors.pictures([size] * (seed + 1))
+        photographs = torchvision_detectors.photographs([size] * (seed + 1))
         image = photographs[-1][: self.channels]
         return ([image],) if self.takes_list else (image[None],)
 
@@ -104,7 +104,7 @@ def lively(detector: nn.Module, *arguments: Any) -> nn.Module:
 
 
 def _batch(height: int, width: int) -> Tensor:
-    return torch.cat([image[None] for image in torchvision_detectors.pictures([(height, width)] * 4)])
+    return torch.cat([image[None] for image in torchvision_detectors.photographs([(height, width)] * 4)])
 
 
 def _named(name: str) -> Callable[[], nn.Module]:

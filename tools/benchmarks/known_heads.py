@@ -43,9 +43,9 @@ class Pyramid(nn.Module):
 
     out_channels = 256
 
-    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Returns a value of the right type."""
-        return {"0": pictures}
+        return {"0": images}
 
 
 class Given(nn.Module):

@@ -47,20 +47,25 @@ def main() -> None:
     plugins = native.program("bench_op").parents[1] / "benchmark_plugins"
     torch.set_num_threads(2)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        directory = Path(name)
         program = _segment(nn.Identity(), torch.rand(1, 3, 8, 8))
         spec = ArtifactSpec("noop", "fp32", "cpu", program.inputs, program.outputs)
         artifact = Artifact(spec, {"nothing": blob_from_bytes(b"nothing")})
-        _save(_Scriptable(engine_module(program, [artifact]), program.examples[0]), folder / "noop.pt")
+        _save(_Scriptable(engine_module(program, [artifact]), program.examples[0]), directory / "noop.pt")
 
         trunk = nn.Sequential(*list(resnet50(weights=None).children())[:-2]).eval()
         program = _segment(trunk, torch.rand(1, 3, 320, 320))
         artifact = registry.backend("openvino").compile(program, "fp32")
-        _save(_Scriptable(engine_module(program, [artifact]), program.examples[0]), folder / "engine.pt")
-        (folder / "engine.xml").write_bytes(artifact.blobs["xml"].numpy().tobytes())
-        (folder / "engine.bin").write_bytes(artifact.blobs["weights"].numpy().tobytes())
+        _save(_Scriptable(engine_module(program, [artifact]), program.examples[0]), directory / "engine.pt")
+        (directory / "engine.xml").write_bytes(artifact.blobs["xml"].numpy().tobytes())
+        (directory / "engine.bin").write_bytes(artifact.blobs["weights"].numpy().tobytes())
         result = native.run(
-            "bench_op", plugins, folder / "noop.pt", folder / "engine.pt", folder / "engine.xml", options.rounds
+            "bench_op",
+            plugins,
+            directory / "noop.pt",
+            directory / "engine.pt",
+            directory / "engine.xml",
+            options.rounds,
         )
     print(f"a no-op engine through the op: {result['noop_us']:.1f} us a call")
     for case, latency in result["engine"].items():

@@ -75,8 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def measure(name: str) -> None:
     """Runs a tool and stores the file that it writes."""
     measurement = MEASUREMENTS[name]
-    with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder:
-        output = Path(folder) if measurement.written else Path(folder) / f"{name}.json"
+    with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as directory:
+        output = Path(directory) if measurement.written else Path(directory) / f"{name}.json"
         command = [sys.executable, "-m", measurement.module, *measurement.arguments, "--output", str(output)]
         subprocess.run(command, cwd=ROOT, check=True)
         KEPT.mkdir(exist_ok=True)

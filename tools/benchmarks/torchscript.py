@@ -62,8 +62,8 @@ def detector_of(name: str) -> tuple[nn.Module, Tensor]:
     """Returns a detector and an image for it."""
     if name == "demo":
         return digits_detector.load(), read_image(sorted((ROOT / "models" / "held_out").glob("*.png"))[0])
-    (picture,) = torchvision_detectors.pictures([(480, 640)])
-    return torchvision_detectors.build(name), picture
+    (image,) = torchvision_detectors.photographs([(480, 640)])
+    return torchvision_detectors.build(name), image
 
 
 class InBfloat16(nn.Module):
@@ -78,9 +78,9 @@ class InBfloat16(nn.Module):
         super().__init__()
         self.backbone = backbone.to(torch.bfloat16)
 
-    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Returns the backbone's features in float32."""
-        features: dict[str, Tensor] = self.backbone(pictures.to(torch.bfloat16))
+        features: dict[str, Tensor] = self.backbone(images.to(torch.bfloat16))
         return {name: level.to(torch.float32) for name, level in features.items()}
 
 
@@ -105,7 +105,7 @@ def worker(connection: Any, path: str, case: Case, threads: int) -> None:
     torch.set_num_threads(case.threads or threads)
     torch._C._jit_set_profiling_executor(case.profiling)
     torch._C._jit_set_profiling_mode(case.profiling)
-    detector, picture = torch.load(path, weights_only=False)
+    detector, image = torch.load(path, weights_only=False)
     try:
         start = time.perf_counter()
         module = prepared(detector, case)
@@ -115,7 +115,7 @@ def worker(connection: Any, path: str, case: Case, threads: int) -> None:
             for _ in range(count):
                 start = time.perf_counter()
                 with torch.inference_mode():
-                    result = module([picture])
+                    result = module([image])
                 times.append((time.perf_counter() - start) * 1e3)
             found = result[1] if isinstance(result, tuple) else result
             connection.send({"times": times, "boxes": len(found[0]["boxes"])})
@@ -123,9 +123,9 @@ def worker(connection: Any, path: str, case: Case, threads: int) -> None:
         connection.send({"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"})
 
 
-def measure(name: str, options: argparse.Namespace, folder: Path) -> dict[str, dict[str, Any]]:
+def measure(name: str, options: argparse.Namespace, directory: Path) -> dict[str, dict[str, Any]]:
     """Runs all cases of a detector, alternately."""
-    path = folder / f"{name}.pt"
+    path = directory / f"{name}.pt"
     torch.save(detector_of(name), path)
     context = multiprocessing.get_context("spawn")
     connections, processes, results = {}, [], {}
@@ -180,8 +180,8 @@ def main() -> None:
         table.add_column(heading, justify="left" if heading in ("detector", "case") else "right")
     results = {}
     for name in options.detectors:
-        with tempfile.TemporaryDirectory() as folder:
-            results[name] = measure(name, options, Path(folder))
+        with tempfile.TemporaryDirectory() as directory:
+            results[name] = measure(name, options, Path(directory))
         base = percentile(results[name]["eager"]["times_ms"], 50)
         for case, result in results[name].items():
             if "error" in result:

@@ -23,7 +23,7 @@ from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDER = ROOT / "build" / "arm"
+DIRECTORY = ROOT / "build" / "arm"
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64-static"
 CPU = "neoverse-n1"  # an Armv8.2 core with half precision and without SVE, as in Jetson Orin
 SYSTEM = Path("/usr/aarch64-linux-gnu")  # libraries of Debian's cross compiler
@@ -63,14 +63,14 @@ def run(command: Sequence[str | Path], *, directory: Path = ROOT, variables: Map
     return done.stdout
 
 
-def download_wheels(requirement: str, folder: Path, *options: str) -> list[Path]:
+def download_wheels(requirement: str, directory: Path, *options: str) -> list[Path]:
     """Downloads the wheels of a requirement for 64-bit Arm and Python 3.11, and returns them."""
     platforms = [f"--platform=manylinux_2_{minor}_aarch64" for minor in range(17, 37)]
     run([
         *(sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:", "--python-version=311"),
-        *("--platform=manylinux2014_aarch64", *platforms, *options, f"--dest={folder}", requirement),
+        *("--platform=manylinux2014_aarch64", *platforms, *options, f"--dest={directory}", requirement),
     ])  # fmt: skip
-    return sorted(folder.glob("*.whl"))
+    return sorted(directory.glob("*.whl"))
 
 
 def cuda_of(torch: Path) -> str | None:
@@ -81,21 +81,21 @@ def cuda_of(torch: Path) -> str | None:
     return f"cuda-toolkit[cudart,cupti]{found[1]}" if found else None
 
 
-def unpack(wheels: Sequence[Path], pattern: str, folder: Path) -> None:
+def unpack(wheels: Sequence[Path], pattern: str, directory: Path) -> None:
     """Unpacks the wheels' files whose names match the pattern."""
     for path in wheels:
         with zipfile.ZipFile(path) as wheel:
-            wheel.extractall(folder, [name for name in wheel.namelist() if re.fullmatch(pattern, name)])
+            wheel.extractall(directory, [name for name in wheel.namelist() if re.fullmatch(pattern, name)])
 
 
 def packages_of(name: str) -> Path:
     """Returns the directory of the unpacked wheels of the environment's torch, with its CUDA libraries, or openvino."""
     version = metadata.version(name).partition("+")[0]
-    place = FOLDER / f"{name}-{version}"
+    place = DIRECTORY / f"{name}-{version}"
     if place.is_dir():
         return place
     print(f"{name} {version} for 64-bit Arm", flush=True)
-    part, downloads = FOLDER / f"{name}.part", FOLDER / "downloads"
+    part, downloads = DIRECTORY / f"{name}.part", DIRECTORY / "downloads"
     shutil.rmtree(part, ignore_errors=True)
     shutil.rmtree(downloads, ignore_errors=True)
     wheels = download_wheels(f"{name}=={version}", downloads / name, "--no-deps")
@@ -112,11 +112,11 @@ def debian_files() -> Path:
 
     apt gets lists and a status of its own, so that the machine's stay as they are.
     """
-    place = FOLDER / "debian"
+    place = DIRECTORY / "debian"
     if place.is_dir():
         return place
     print("libcrypto for 64-bit Arm", flush=True)
-    part, apt = FOLDER / "debian.part", FOLDER / "apt"
+    part, apt = DIRECTORY / "debian.part", DIRECTORY / "apt"
     for path in (part, apt):
         shutil.rmtree(path, ignore_errors=True)
     for path in (part, apt / "lists" / "partial", apt / "archives" / "partial"):
@@ -141,7 +141,7 @@ def debian_files() -> Path:
 
 def system_files() -> Path:
     """Returns the directory with the files that programs see in place of this machine's."""
-    system = FOLDER / "system"
+    system = DIRECTORY / "system"
     for name, text in FILES.items():
         (system / name).parent.mkdir(parents=True, exist_ok=True)
         (system / name).write_text(text)
@@ -152,14 +152,14 @@ def system_files() -> Path:
 
 def doctest_include() -> Path:
     """Returns a directory with only doctest's header, because /usr/include also has those of this machine's glibc."""
-    place = FOLDER / "doctest"
+    place = DIRECTORY / "doctest"
     place.mkdir(exist_ok=True)
     if not (place / "doctest").is_symlink():
         (place / "doctest").symlink_to("/usr/include/doctest")
     return place
 
 
-def library_folders() -> list[Path]:
+def library_directories() -> list[Path]:
     """Returns the directories of the libraries that libtorch_cpu.so and libhybrid_rt.so are linked with."""
     torch = packages_of("torch")
     cuda = sorted({path.parent for path in (torch / "nvidia").rglob("*.so*")})
@@ -177,7 +177,7 @@ def build(*, is_release: bool) -> Path:
         "CMAKE_TOOLCHAIN_FILE": ROOT / "tools" / "dev" / "aarch64.cmake",
         "CMAKE_FIND_ROOT_PATH": debian,
         "CMAKE_CXX_STANDARD_INCLUDE_DIRECTORIES": debian / "usr" / "include" / "aarch64-linux-gnu",
-        "CMAKE_EXE_LINKER_FLAGS": " ".join(f'"-Wl,-rpath-link,{path}"' for path in library_folders()),
+        "CMAKE_EXE_LINKER_FLAGS": " ".join(f'"-Wl,-rpath-link,{path}"' for path in library_directories()),
         "CMAKE_BUILD_TYPE": "Release",
         "CMAKE_UNITY_BUILD": "ON",
         "CMAKE_UNITY_BUILD_BATCH_SIZE": 36,  # two translation units of the library, for two cores
@@ -195,7 +195,7 @@ def build(*, is_release: bool) -> Path:
     }
     if not is_release:
         options["CMAKE_CXX_FLAGS_RELEASE"] = "-O1 -DNDEBUG"
-    place = FOLDER / ("release" if is_release else "build")
+    place = DIRECTORY / ("release" if is_release else "build")
     run(["cmake", "-S", ROOT, "-B", place, "-G", "Ninja", *(f"-D{key}={value}" for key, value in options.items())])
     run(["cmake", "--build", place])
     return place
@@ -203,14 +203,14 @@ def build(*, is_release: bool) -> Path:
 
 def test(program: Path, variables: Mapping[str, str], *options: str) -> str:
     """Runs C++ tests in the emulator, with doctest's options. Returns what they print."""
-    search = ":".join(str(path) for path in library_folders())
+    search = ":".join(str(path) for path in library_directories())
     emulator: list[str | Path] = [EMULATOR, "-L", system_files(), "-cpu", CPU, "-E", f"LD_LIBRARY_PATH={search}"]
     return run([*emulator, program, "--duration=true", *options], variables=variables)
 
 
 def test_bundle() -> Path:
     """Returns the bundle that the tests load, made by the installed package."""
-    path = FOLDER / "digits.pt"
+    path = DIRECTORY / "digits.pt"
     run([sys.executable, "-m", "tools.dev.make_test_bundle", path])
     return path
 
@@ -228,7 +228,7 @@ def run_tests(bundle: Path | None = None, *, is_all: bool) -> str:
     for program in (COMPILER, EMULATOR):
         if shutil.which(program) is None:
             sys.exit(f"{program}: expected it, got none. Run tools/setup --tests, which installs it.")
-    FOLDER.mkdir(parents=True, exist_ok=True)
+    DIRECTORY.mkdir(parents=True, exist_ok=True)
     tests = build(is_release=is_all) / "bin" / "hybrid_rt_tests"
     [openvino] = (packages_of("openvino") / "openvino" / "libs").glob("libopenvino_c.so*")
     variables = {

@@ -46,7 +46,7 @@ def run(command: list[str], *, cwd: Path = ROOT, env: dict[str, str] | None = No
 
 def build(name: str) -> Path:
     """Configures and builds the tests with the flags of one kind of run, and returns the directory."""
-    folder = ROOT / "build" / f"emulated_{name}"  # of the same depth as the usual build, for ccache
+    directory = ROOT / "build" / f"emulated_{name}"  # of the same depth as the usual build, for ccache
     options = {
         "CMAKE_BUILD_TYPE": "Release", "HYBRID_RT_BUILD_TESTS": "ON", "HYBRID_RT_BUILD_PYTHON": "OFF",
         "HYBRID_RT_BUILD_APPS": "OFF", "HYBRID_RT_BUILD_CUDA": "OFF", "HYBRID_RT_WERROR": "ON",
@@ -57,37 +57,37 @@ def build(name: str) -> Path:
     }  # fmt: skip
     defines = [f"-D{key}={value}" for key, value in options.items()]
     for command in (
-        ["cmake", "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", *defines],
-        ["cmake", "--build", str(folder), "--target", "emulated_gpu_tests"],
+        ["cmake", "-S", str(ROOT), "-B", str(directory), "-G", "Ninja", *defines],
+        ["cmake", "--build", str(directory), "--target", "emulated_gpu_tests"],
     ):
         done = run(command)
         if done.returncode != 0:
             sys.exit(f"{shlex.join(command)} failed:\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
-    return folder
+    return directory
 
 
-def ctest(folder: Path) -> subprocess.CompletedProcess[str]:
+def ctest(directory: Path) -> subprocess.CompletedProcess[str]:
     """Runs the tests of the emulated GPU in a build directory."""
     options = ["--output-on-failure", "--no-tests=error", "--timeout", "300"]
-    variables = {"HYBRID_RT_TEST_EMULATED_BUNDLE": str(bundle(folder))}
-    return run(["ctest", "--test-dir", str(folder), "-R", "^emulated_", *options], env=variables)
+    variables = {"HYBRID_RT_TEST_EMULATED_BUNDLE": str(bundle(directory))}
+    return run(["ctest", "--test-dir", str(directory), "-R", "^emulated_", *options], env=variables)
 
 
-def tests_of_the_plugin(folder: Path) -> tuple[list[str], dict[str, str]]:
+def tests_of_the_plugin(directory: Path) -> tuple[list[str], dict[str, str]]:
     """Returns command and environment of the plug-in's tests with the first stand-in.
 
     The tests of whole bundles are excluded: they take as long as all others and run the same plug-in.
     """
-    shown = json.loads(run(["ctest", "--test-dir", str(folder), "--show-only=json-v1"]).stdout)["tests"]
+    shown = json.loads(run(["ctest", "--test-dir", str(directory), "--show-only=json-v1"]).stdout)["tests"]
     test = min((test for test in shown if test["name"].startswith("emulated_tensorrt_")), key=lambda test: test["name"])
     [variables] = [entry["value"] for entry in test["properties"] if entry["name"] == "ENVIRONMENT"]
     command = ["timeout", "300", *test["command"], "--source-file-exclude=*test_bundles.cpp"]
     return command, dict(variable.split("=", 1) for variable in variables)
 
 
-def bundle(folder: Path) -> Path:
+def bundle(directory: Path) -> Path:
     """Returns the bundle that the tests load, made by the installed package on first use."""
-    path = folder / "emulated.pt"
+    path = directory / "emulated.pt"
     if not path.is_file():
         done = run([sys.executable, "-m", "tools.dev.make_emulated_bundle", str(path)])
         if done.returncode != 0:
@@ -102,10 +102,10 @@ def sanitize(name: str) -> bool:
     return done.returncode == 0
 
 
-def lines_of(folder: Path) -> dict[str, dict[int, int]]:
+def lines_of(directory: Path) -> dict[str, dict[int, int]]:
     """Returns how often each line of the plug-in's sources ran: the maximum over a file's builds."""
     counts: dict[str, dict[int, int]] = collections.defaultdict(dict)
-    for data in sorted(folder.rglob("backends/tensorrt/**/*.gcda")):
+    for data in sorted(directory.rglob("backends/tensorrt/**/*.gcda")):
         # One report for the file itself, and one for each header that has lines of code.
         for report in json.loads(run(["gcov", "--json-format", "--stdout", str(data)]).stdout)["files"]:
             path = Path(report["file"])
@@ -119,15 +119,15 @@ def lines_of(folder: Path) -> dict[str, dict[int, int]]:
 
 def measure() -> bool:
     """Prints the coverage of the plug-in. Returns true if it is sufficient."""
-    folder = build("coverage")
-    for data in folder.rglob("*.gcda"):
+    directory = build("coverage")
+    for data in directory.rglob("*.gcda"):
         data.unlink()
-    done = ctest(folder)
+    done = ctest(directory)
     if done.returncode != 0:
         print(done.stdout)
         return False
     total = ran = 0
-    for name, lines in sorted(lines_of(folder).items()):
+    for name, lines in sorted(lines_of(directory).items()):
         if not lines:
             continue  # a header without code
         covered = sum(count > 0 for count in lines.values())
@@ -139,7 +139,7 @@ def measure() -> bool:
     return share >= LEAST_COVERAGE
 
 
-def plant(fault: Fault, folder: Path) -> Path:
+def plant(fault: Fault, directory: Path) -> Path:
     """Compiles a copy of the plug-in with one fault, and returns its library."""
     source = PLUGIN / fault.file
     text = source.read_text()
@@ -147,22 +147,22 @@ def plant(fault: Fault, folder: Path) -> Path:
         sys.exit(
             f"planted fault {fault.name}: expected its line once in {fault.file}, got {text.count(fault.old)} times"
         )
-    place = folder / "faults" / fault.name
+    place = directory / "faults" / fault.name
     place.mkdir(parents=True, exist_ok=True)
     altered = place / fault.file
     altered.write_text(text.replace(fault.old, fault.new))
-    commands = json.loads((folder / "compile_commands.json").read_text())
-    link = run(["ninja", "-C", str(folder), "-t", "commands", "-s", "lib/libhybrid_rt_tensorrt.so"]).stdout
+    commands = json.loads((directory / "compile_commands.json").read_text())
+    link = run(["ninja", "-C", str(directory), "-t", "commands", "-s", "lib/libhybrid_rt_tensorrt.so"]).stdout
     link = re.sub(r"^: && (.*) && :$", r"\1", link.strip())
     for command in commands:
-        output = os.path.relpath(command["output"], folder)
+        output = os.path.relpath(command["output"], directory)
         if command["file"] != str(source) or output not in link:
             continue
         compiled = place / (Path(command["output"]).parent.name + ".o")
         words = shlex.split(command["command"])
         words[words.index("-o") + 1] = str(compiled)
         words[words.index("-c") + 1] = str(altered)
-        done = run([*words, f"-I{PLUGIN}", "-Wno-error"], cwd=folder)
+        done = run([*words, f"-I{PLUGIN}", "-Wno-error"], cwd=directory)
         if done.returncode != 0:
             sys.exit(f"planted fault {fault.name}: it does not compile:\n{done.stderr[-3000:]}")
         link = link.replace(output, shlex.quote(str(compiled)))
@@ -170,7 +170,7 @@ def plant(fault: Fault, folder: Path) -> Path:
         sys.exit(f"planted fault {fault.name}: expected {fault.file} among what the plug-in is compiled of, got none")
     library = place / "libhybrid_rt_tensorrt.so"
     done = run(
-        shlex.split(link.replace("-o lib/libhybrid_rt_tensorrt.so", f"-o {shlex.quote(str(library))}")), cwd=folder
+        shlex.split(link.replace("-o lib/libhybrid_rt_tensorrt.so", f"-o {shlex.quote(str(library))}")), cwd=directory
     )
     if done.returncode != 0:
         sys.exit(f"planted fault {fault.name}: it does not link:\n{done.stderr[-3000:]}")
@@ -179,15 +179,15 @@ def plant(fault: Fault, folder: Path) -> Path:
 
 def plant_all(names: list[str]) -> bool:
     """Runs the tests with each fault and prints what noticed it. Returns true if every fault was noticed."""
-    folder = build("coverage")
-    command, variables = tests_of_the_plugin(folder)
+    directory = build("coverage")
+    command, variables = tests_of_the_plugin(directory)
     if run(command, env=variables).returncode != 0:
         sys.exit("the tests fail without any fault")
     is_noticed = True
     for fault in FAULTS:
         if names and fault.name not in names:
             continue
-        done = run(command, env={**variables, "HYBRID_RT_TEST_TENSORRT_PLUGIN": str(plant(fault, folder))})
+        done = run(command, env={**variables, "HYBRID_RT_TEST_TENSORRT_PLUGIN": str(plant(fault, directory))})
         found = fault.noticed_as in done.stdout and done.returncode != 0
         is_noticed = is_noticed and found
         print(f"{'noticed' if found else 'MISSED ':8} {fault.name}: {fault.noticed_as}", flush=True)

@@ -307,8 +307,8 @@ def _signature(records: Records, key: bytes, *, as_trusted: bool) -> Records:
     """Returns the record of a valid signature with this key. With ``as_trusted`` it claims to be the trusted key's."""
     digest = hashlib.sha256(records.get(MANIFEST, b"")).hexdigest()
     text = f"hybrid_rt bundle\nformat {records.get(VERSION, b'').decode('latin-1').strip()}\nmanifest {digest}\n"
-    with tempfile.TemporaryDirectory() as folder:
-        signed, private = Path(folder) / "text", Path(folder) / "key.pem"
+    with tempfile.TemporaryDirectory() as directory:
+        signed, private = Path(directory) / "text", Path(directory) / "key.pem"
         signed.write_bytes(text.encode("latin-1"))
         private.write_text(pem(key))
         made = _openssl("pkeyutl", "-sign", "-rawin", "-inkey", private, "-in", signed)
@@ -350,8 +350,8 @@ def _change_names(made: Mutant, chance: random.Random) -> str:
 
 def records_of(bundle: Path) -> Records:
     """Returns the records of a bundle by name, signed with the trusted key."""
-    with tempfile.TemporaryDirectory(prefix="hybrid_rt_fuzz_") as folder:
-        copy, key = Path(folder) / "signed.pt", Path(folder) / "key.pem"
+    with tempfile.TemporaryDirectory(prefix="hybrid_rt_fuzz_") as directory:
+        copy, key = Path(directory) / "signed.pt", Path(directory) / "key.pem"
         shutil.copyfile(bundle, copy)
         key.write_text(pem(TRUSTED))
         hybrid_rt.sign(copy, key)
@@ -503,15 +503,15 @@ def fuzz(bundle: Path, numbers: Any, kept: Path, seconds: float = float("inf")) 
     records = records_of(bundle)
     outcomes: Counter[str] = Counter()
     broken: dict[int, str] = {}
-    with tempfile.TemporaryDirectory(prefix="hybrid_rt_fuzz_") as folder:
-        trusted = Path(folder) / "trusted.pub"
+    with tempfile.TemporaryDirectory(prefix="hybrid_rt_fuzz_") as directory:
+        trusted = Path(directory) / "trusted.pub"
         trusted.write_bytes(public_pem(TRUSTED))
         worker: Worker | None = Worker(trusted)
         until = time.monotonic() + seconds  # starting took a while
         for number in numbers:
             if time.monotonic() > until:
                 break
-            path = Path(folder) / "mutant.pt"
+            path = Path(directory) / "mutant.pt"
             path.write_bytes(mutant(records, number))
             worker = worker or Worker(trusted)
             outcome = worker.open(path, "" if number % 16 == 0 else "torchscript", records)
@@ -539,8 +539,8 @@ def main() -> int:
     parser.add_argument("--next", type=Path, help="a file for the number of the mutant after the last one")
     parser.add_argument("--kept", type=Path, default=Path("build/fuzz/crashes/fuzz_bundles"))
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="hybrid_rt_fuzz_") as folder:
-        bundle = options.bundle or Path(folder) / "demo.pt"
+    with tempfile.TemporaryDirectory(prefix="hybrid_rt_fuzz_") as directory:
+        bundle = options.bundle or Path(directory) / "demo.pt"
         if options.bundle is None:
             subprocess.run([sys.executable, "-m", "tools.dev.make_test_bundle", str(bundle)], check=True, cwd=ROOT)
         numbers = range(options.first, options.first + options.number)

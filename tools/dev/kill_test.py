@@ -265,8 +265,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
     options = parser.parse_args()
     rows: dict[str, Counter[str]] = {}
-    with tempfile.TemporaryDirectory(prefix="hybrid_rt_kills_") as folder:
-        bundle, directory, cache = (Path(folder) / name for name in ("bundle.pt", "trial", "warm_cache"))
+    with tempfile.TemporaryDirectory(prefix="hybrid_rt_kills_") as temporary:
+        bundle, directory, cache = (Path(temporary) / name for name in ("bundle.pt", "trial", "warm_cache"))
         os.environ["HYBRID_RT_CACHE"] = str(cache)
         directory.mkdir()
         made_bundle(bundle)

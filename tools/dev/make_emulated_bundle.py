@@ -42,9 +42,9 @@ class Backbone(nn.Module):
         super().__init__()
         self.convolution = nn.Conv2d(3, 4, 3, stride=2, padding=1)
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Returns features and means."""
-        half = self.convolution(pictures) * 0.5 + 1.0
+        half = self.convolution(images) * 0.5 + 1.0
         return functional.interpolate(half, scale_factor=2.0), half.mean((2, 3))
 
 
@@ -57,9 +57,9 @@ class Detector(nn.Module):
         self.backbone = Backbone()
         self.classes = nn.Conv2d(4, 2, 3, stride=2, padding=1)
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Runs the segments and the head."""
-        features, means = self.backbone(pictures)
+        features, means = self.backbone(images)
         scores, labels = self.classes(features)[0].sigmoid().max(0)
         rows, columns = torch.where(scores > scores.mean())
         corners = torch.stack([columns, rows], 1) * 2.0

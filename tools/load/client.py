@@ -122,7 +122,7 @@ class Client:
 
     session: aiohttp.ClientSession
     url: str
-    picture: bytes
+    image: bytes
 
     def detect(self, deadline_ms: int | None = None) -> Send:
         """Returns a function that requests detections for the image with this deadline."""
@@ -132,7 +132,7 @@ class Client:
         async def send() -> str:
             try:
                 async with self.session.post(
-                    f"{self.url}/v1/detect", params=query, data=self.picture, headers=headers
+                    f"{self.url}/v1/detect", params=query, data=self.image, headers=headers
                 ) as response:
                     await response.read()
                     return str(response.status)
@@ -143,10 +143,10 @@ class Client:
 
 
 @asynccontextmanager
-async def connected(url: str, picture: bytes) -> AsyncIterator[Client]:
+async def connected(url: str, image: bytes) -> AsyncIterator[Client]:
     """Yields a client that sends this image to the server at this address."""
     # No limit: a request that waits for a connection would not be sent when it is due.
     connector = aiohttp.TCPConnector(limit=0)
     timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
-        yield Client(session, url, picture)
+        yield Client(session, url, image)

@@ -70,13 +70,13 @@ class Target:
     server: Server
     host: str
     port: int
-    picture: bytes
+    image: bytes
 
     @classmethod
-    def of(cls, server: Server, picture: bytes) -> Target:
+    def of(cls, server: Server, image: bytes) -> Target:
         """Returns the target at a server's address."""
         host, _, port = server.url.removeprefix("http://").rpartition(":")
-        return cls(server, host, int(port), picture)
+        return cls(server, host, int(port), image)
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Opens a connection."""
@@ -247,7 +247,7 @@ async def odd_framing(target: Target, row: Row) -> None:
         row.outcomes[b" and ".join(statuses).decode() or "no answer"] += 1
 
 
-def mixed_bodies(picture: bytes, number: int) -> Iterator[tuple[bytes, str]]:
+def mixed_bodies(image: bytes, number: int) -> Iterator[tuple[bytes, str]]:
     """Yields bodies and their types: good images of several sizes and kinds, and broken ones."""
     chance = np.random.default_rng(0)
     images = []
@@ -257,7 +257,7 @@ def mixed_bodies(picture: bytes, number: int) -> Iterator[tuple[bytes, str]]:
             stream = io.BytesIO()
             pixels.save(stream, kind)
             images.append((stream.getvalue(), f"image/{kind.lower()}"))
-    whole = [*images, (picture, "image/jpeg")]
+    whole = [*images, (image, "image/jpeg")]
     header = json.dumps({"a": {"dtype": "U8", "shape": [96, 96, 3], "data_offsets": [0, 96 * 96 * 3]}}).encode()
     tensor = struct.pack("<Q", len(header)) + header + bytes(96 * 96 * 3)
     part = b'--b0\r\nContent-Disposition: form-data; name="image"; filename="x"\r\n\r\n'
@@ -278,8 +278,8 @@ def mixed_bodies(picture: bytes, number: int) -> Iterator[tuple[bytes, str]]:
 
 async def mixed_images(target: Target, row: Row) -> None:
     """Sends valid and broken images of several kinds and sizes, four at a time, on persistent connections."""
-    bodies = list(mixed_bodies(target.picture, row.sent))
-    async with connected(target.server.url, target.picture) as client:
+    bodies = list(mixed_bodies(target.image, row.sent))
+    async with connected(target.server.url, target.image) as client:
 
         async def sender(share: list[tuple[bytes, str]]) -> None:
             for body, content_type in share:
@@ -307,18 +307,18 @@ def descriptors(connections: int) -> int:
 
 
 async def _detections(target: Target) -> object:
-    async with connected(target.server.url, target.picture) as client:
+    async with connected(target.server.url, target.image) as client:
         headers = {"Content-Type": "application/octet-stream"}
-        async with client.session.post(f"{client.url}/v1/detect", data=client.picture, headers=headers) as response:
+        async with client.session.post(f"{client.url}/v1/detect", data=client.image, headers=headers) as response:
             answer = await response.json()
             return answer.get("pictures", answer)
 
 
 @contextmanager
-def _target(model: Path, options: argparse.Namespace, picture: bytes, **server_options: object) -> Iterator[Target]:
+def _target(model: Path, options: argparse.Namespace, image: bytes, **server_options: object) -> Iterator[Target]:
     log = options.output / f"hostile-server-{'-'.join(map(str, server_options.values())) or 'default'}.log"
     with started(model, log, workers=2, threads=1, warm_up="96x96", **server_options) as server:
-        yield Target.of(server, picture)
+        yield Target.of(server, image)
 
 
 async def _attacks(target: Target, options: argparse.Namespace, steps: Steps) -> list[Row]:
@@ -344,7 +344,7 @@ async def _attacks(target: Target, options: argparse.Namespace, steps: Steps) ->
     return rows
 
 
-async def measure(options: argparse.Namespace, model: Path, picture: bytes) -> dict[str, Any]:
+async def measure(options: argparse.Namespace, model: Path, image: bytes) -> dict[str, Any]:
     """Runs all attacks.
 
     Returns:
@@ -355,12 +355,12 @@ async def measure(options: argparse.Namespace, model: Path, picture: bytes) -> d
     """
     steps = Steps(True)
     connections = options.connections = descriptors(options.connections)
-    with _target(model, options, picture) as target:
+    with _target(model, options, image) as target:
         before = await _detections(target)
         rows = await _attacks(target, options, steps)
         after = await _detections(target)
     name = f"{connections} connections that are let in and stay silent"
-    with _target(model, options, picture, max_connections=connections + 1) as target, steps.step(name):
+    with _target(model, options, image, max_connections=connections + 1) as target, steps.step(name):
         rows.append(await under_probes(target, Row(name, connections), silent_connections(5.0)))
         last = await _detections(target)
     if not before == after == last:
@@ -392,8 +392,8 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def save(results: dict[str, Any], folder: Path) -> None:
+def save(results: dict[str, Any], directory: Path) -> None:
     """Writes hostile.json and hostile.md."""
     for name, text in (("hostile.json", json.dumps(results, indent=2) + "\n"), ("hostile.md", markdown(results))):
-        with atomic_write(folder / name) as temporary:
+        with atomic_write(directory / name) as temporary:
             temporary.write_text(text)

@@ -93,7 +93,7 @@ def main() -> None:
         options.output.mkdir(parents=True, exist_ok=True)
         model = options.model or made_model(options.output / "ssdlite.pt")
         if options.hostile:
-            found = asyncio.run(hostile.measure(options, model, encoded_picture(*options.size)))
+            found = asyncio.run(hostile.measure(options, model, encoded_image(*options.size)))
             hostile.save(found, options.output)
             print(hostile.markdown(found))
             return
@@ -110,16 +110,16 @@ def made_model(path: Path) -> Path:
     if not path.exists():
         with Steps(True).step(f"convert {DETECTOR}"):
             detector = torchvision_detectors.build(DETECTOR)
-            example = torchvision_detectors.pictures([(480, 640)])
+            example = torchvision_detectors.photographs([(480, 640)])
             hybrid_rt.convert(detector, (example,), path, engine="openvino", measure=False)
     return path
 
 
-def encoded_picture(height: int, width: int) -> bytes:
+def encoded_image(height: int, width: int) -> bytes:
     """Returns a photograph of this size as JPEG."""
-    (picture,) = torchvision_detectors.pictures([(height, width)])
+    (image,) = torchvision_detectors.photographs([(height, width)])
     target = io.BytesIO()
-    Image.fromarray(picture.mul(255).round().byte().permute(1, 2, 0).numpy()).save(target, "JPEG", quality=90)
+    Image.fromarray(image.mul(255).round().byte().permute(1, 2, 0).numpy()).save(target, "JPEG", quality=90)
     return target.getvalue()
 
 
@@ -130,12 +130,12 @@ async def measure(options: argparse.Namespace, model: Path) -> dict[str, Any]:
         Contents of load.json. Rates are images per second, latencies milliseconds, memory MiB.
     """
     height, width = options.size
-    picture = encoded_picture(height, width)
+    image = encoded_image(height, width)
     results: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "model": model.stem,
         "machine": asdict(Machine.here(options.threads)),
-        "picture": {"height": height, "width": width, "bytes": len(picture)},
+        "picture": {"height": height, "width": width, "bytes": len(image)},
         "options": {name: value for name, value in vars(options).items() if name not in ("output", "model")},
     }
     steps = Steps(True)
@@ -143,7 +143,7 @@ async def measure(options: argparse.Namespace, model: Path) -> dict[str, Any]:
     gc.collect()
     gc.freeze()
     async with AsyncExitStack() as stack:
-        sides = [await started_side(stack, workers, picture, model, options) for workers in options.workers]
+        sides = [await started_side(stack, workers, image, model, options) for workers in options.workers]
         with steps.step(f"limits with --workers {' '.join(str(side.workers) for side in sides)}"):
             results["limits"] = await find_limits(sides, options)
         limit, last = results["limits"][-1]["throughput"], sides[-1]
@@ -166,14 +166,14 @@ class Side:
 
 
 async def started_side(
-    stack: AsyncExitStack, workers: int, picture: bytes, model: Path, options: argparse.Namespace
+    stack: AsyncExitStack, workers: int, image: bytes, model: Path, options: argparse.Namespace
 ) -> Side:
     """Starts and warms up a server, which ends with `stack`."""
     height, width = options.size
     server_options = {"workers": workers, "threads": options.threads, "queue": options.queue,
                       "warm_up": f"{height}x{width}"}  # fmt: skip
     server = stack.enter_context(started(model, options.output / f"server-{workers}.log", **server_options))
-    client = await stack.enter_async_context(connected(server.url, picture))
+    client = await stack.enter_async_context(connected(server.url, image))
     await warm_up(client, workers)
     return Side(workers, server, client)
 
@@ -258,13 +258,13 @@ async def overload(client: Client, server: Server, limit: float, options: argpar
     }
 
 
-def save(results: dict[str, Any], folder: Path) -> None:
+def save(results: dict[str, Any], directory: Path) -> None:
     """Writes load.json, load.md and load.png."""
     texts = {"load.json": json.dumps(results, indent=2) + "\n", "load.md": load_test_report.markdown(results)}
     for name, text in texts.items():
-        with atomic_write(folder / name) as temporary:
+        with atomic_write(directory / name) as temporary:
             temporary.write_text(text)
-    load_test_report.plot(results, folder / "load.png")
+    load_test_report.plot(results, directory / "load.png")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any
 from hybrid_rt.common.atomic_files import atomic_write
 
 OPEN_COLUMNS = (
-    *("of the limit", "offered a second", "accepted", "refused", "failed", "a second"),
+    *("of the limit", "offered per second", "accepted", "refused", "failed", "per second"),
     *("p50", "p95", "p99", "client", "sent late"),
 )
 """Columns for constant rates; see _open_row."""
@@ -23,13 +23,13 @@ def markdown(results: dict[str, Any]) -> str:
 
 def _setting(results: dict[str, Any]) -> list[str]:
     """Describes the machine and how to read the tables."""
-    machine, picture = results["machine"], results["picture"]
+    machine, image = results["machine"], results["picture"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     return [
         f"# {results['model']} under load",
         "",
         f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}, Python {machine['python']}, {versions}; "
-        f"{machine['date']}. Pictures of {picture['height']}x{picture['width']}, JPEGs of {picture['bytes']} bytes. "
+        f"{machine['date']}. Images of {image['height']}x{image['width']}, JPEGs of {image['bytes']} bytes. "
         "Client and server share the machine, over loopback; `client` is the client's share of it, in cores. "
         "Latencies are those of the accepted requests, in milliseconds, from when each was due. `sent late` is by how "
         "many milliseconds at most the client itself was late: where it is long, latencies are not the server's alone.",
@@ -45,7 +45,7 @@ def _limits(results: dict[str, Any]) -> list[str]:
         for step in limit["steps"]
     ]
     ratios = [
-        f"{_count(limit['workers'], 'worker')}: {limit['throughput']:.2f} a second"
+        f"{_count(limit['workers'], 'worker')}: {limit['throughput']:.2f} per second"
         + (f", {limit['ratio']:.2f} times the first" if i else "")
         + "."
         for i, limit in enumerate(results["limits"])
@@ -56,7 +56,7 @@ def _limits(results: dict[str, Any]) -> list[str]:
         f"So many requests are kept under way for {results['options']['limit_seconds']:g} s each (closed loop), the "
         "numbers of workers alternately. The best of them is the limit.",
         "",
-        *_table(("workers", "threads of each", "under way", "pictures a second", "p50", "p95", "p99", "client"), rows),
+        *_table(("workers", "threads of each", "under way", "images per second", "p50", "p95", "p99", "client"), rows),
         "",
         *ratios,
         "",
@@ -149,7 +149,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
     throughput.plot([0, most], [0, most], color="#93a4ba", linestyle=":", label="all that is offered")
     throughput.axhline(limit["throughput"], color="#5b6b80", linestyle="--", linewidth=1, label="limit (closed loop)")
     _draw(throughput, ladder, overload, lambda step: step["throughput"], "#0b7a75", "accepted")
-    throughput.set_ylabel("pictures a second")
+    throughput.set_ylabel("images per second")
     throughput.set_ylim(bottom=0, top=1.25 * best)
     for name, color in (("p50", "#0b7a75"), ("p95", "#a8640a"), ("p99", "#b3261e")):
         _draw(latency, ladder, overload, _percentile(name), color, name)
@@ -158,7 +158,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
     latency.set_yscale("log")
     latency.yaxis.set_major_formatter("{x:g}")
     latency.set_ylabel("milliseconds from when it was due")
-    latency.set_xlabel("pictures offered a second; hollow: overload with a deadline")
+    latency.set_xlabel("images offered per second; hollow: overload with a deadline")
     for axes in (throughput, latency):
         axes.axvline(limit["throughput"], color="#5b6b80", linestyle="--", linewidth=1)
         axes.grid(alpha=0.3)

@@ -39,62 +39,62 @@ def build(output: Path, source: Path | None = None) -> Path:
     """
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="hybrid_rt_wheel_") as temporary:
-        folder = Path(temporary)
-        built = source or _pip_wheel(folder / "built")
-        return _finish(_repair(_prepare(built, folder), folder / "repaired"), folder / "finished", output)
+        directory = Path(temporary)
+        built = source or _pip_wheel(directory / "built")
+        return _finish(_repair(_prepare(built, directory), directory / "repaired"), directory / "finished", output)
 
 
-def _pip_wheel(folder: Path) -> Path:
+def _pip_wheel(directory: Path) -> Path:
     # Without isolation, because the wheel is for this environment's torch, and to reuse what tools/setup compiled.
     options = ("--disable-pip-version-check", "--no-build-isolation", "--no-deps")
-    succeed("python", "-m", "pip", "wheel", *options, "--wheel-dir", folder, ROOT)
-    [wheel] = folder.glob("*.whl")
+    succeed("python", "-m", "pip", "wheel", *options, "--wheel-dir", directory, ROOT)
+    [wheel] = directory.glob("*.whl")
     return wheel
 
 
-def _unpack(wheel: Path, folder: Path) -> Path:
-    succeed("python", "-m", "wheel", "unpack", "--dest", folder, wheel)
-    [unpacked] = folder.iterdir()
+def _unpack(wheel: Path, directory: Path) -> Path:
+    succeed("python", "-m", "wheel", "unpack", "--dest", directory, wheel)
+    [unpacked] = directory.iterdir()
     return unpacked
 
 
-def _pack(unpacked: Path, folder: Path, *options: str) -> Path:
+def _pack(unpacked: Path, directory: Path, *options: str) -> Path:
     """Packs a directory as the only wheel of a new directory."""
-    folder.mkdir()
-    succeed("python", "-m", "wheel", "pack", "--dest-dir", folder, *options, unpacked)
-    [packed] = folder.glob("*.whl")
+    directory.mkdir()
+    succeed("python", "-m", "wheel", "pack", "--dest-dir", directory, *options, unpacked)
+    [packed] = directory.glob("*.whl")
     return packed
 
 
-def _prepare(built: Path, folder: Path) -> Path:
+def _prepare(built: Path, directory: Path) -> Path:
     """Names the torch in the version and the requirements, and moves the programs into the package."""
     torch = ".".join(metadata.version("torch").split(".")[:2])
     openvino = metadata.version("openvino").split(".")[0]
-    unpacked = _unpack(built, folder / "unpacked")
+    unpacked = _unpack(built, directory / "unpacked")
     wheel_files.pin_requirements(unpacked, {"torch": f"=={torch}.*", "openvino": f"=={openvino}.*"})
     wheel_files.move_programs(unpacked, torch)
     wheel_files.check_library_paths(unpacked)
     [data] = unpacked.glob("*.data")
     data.rename(data.with_name(f"{data.stem}+torch{torch}.data"))
-    return _pack(unpacked, folder / "prepared", "--local-version", f"torch{torch}")
+    return _pack(unpacked, directory / "prepared", "--local-version", f"torch{torch}")
 
 
-def _repair(wheel: Path, folder: Path) -> Path:
+def _repair(wheel: Path, directory: Path) -> Path:
     """Copies the libraries of Debian that the binaries are linked to into the wheel."""
     excluded = [part for name in FROM_TORCH for part in ("--exclude", name)]
-    succeed("python", "-m", "auditwheel", "repair", *excluded, "--wheel-dir", folder, wheel)
-    [repaired] = folder.glob("*.whl")
+    succeed("python", "-m", "auditwheel", "repair", *excluded, "--wheel-dir", directory, wheel)
+    [repaired] = directory.glob("*.whl")
     return repaired
 
 
-def _finish(repaired: Path, folder: Path, output: Path) -> Path:
+def _finish(repaired: Path, directory: Path, output: Path) -> Path:
     """Adds the licences and the bill of materials, and writes the wheel to the output directory."""
-    folder.mkdir()
-    unpacked = _unpack(repaired, folder / "repaired")
+    directory.mkdir()
+    unpacked = _unpack(repaired, directory / "repaired")
     wheel_files.add_zlib(unpacked)
     wheel_files.check_library_paths(unpacked)
     wheel_files.write_bill(unpacked, wheel_files.add_licences(unpacked))
-    finished = _pack(unpacked, folder / "packed")
+    finished = _pack(unpacked, directory / "packed")
     return Path(shutil.move(finished, output / finished.name))
 
 

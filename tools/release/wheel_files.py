@@ -33,14 +33,14 @@ _PROGRAM_RPATH = "$ORIGIN/../lib:$ORIGIN/../../torch/lib"
 _DEBIAN_DOCS = Path("/usr/share/doc")
 
 
-def info_directory(folder: Path) -> Path:
+def info_directory(directory: Path) -> Path:
     """Returns the metadata directory of an unpacked wheel."""
-    [found] = folder.glob("*.dist-info")
+    [found] = directory.glob("*.dist-info")
     return found
 
 
-def _read(folder: Path) -> tuple[Path, Message]:
-    path = info_directory(folder) / "METADATA"
+def _read(directory: Path) -> tuple[Path, Message]:
+    path = info_directory(directory) / "METADATA"
     return path, email.message_from_bytes(path.read_bytes())
 
 
@@ -50,17 +50,17 @@ def _write(path: Path, message: Message) -> None:
     path.write_bytes(text.getvalue())
 
 
-def pin_requirements(folder: Path, pins: Mapping[str, str]) -> None:
+def pin_requirements(directory: Path, pins: Mapping[str, str]) -> None:
     """Narrows unconditional requirements to the versions that the binaries were built for.
 
     Args:
-        folder: The unpacked wheel.
+        directory: The unpacked wheel.
         pins: Version range per distribution, such as ``{"torch": "==2.14.*"}``.
 
     Raises:
         OptionError: The wheel does not require one of them.
     """
-    path, message = _read(folder)
+    path, message = _read(directory)
     requirements = message.get_all("Requires-Dist", [])
     del message["Requires-Dist"]
     left = dict(pins)
@@ -72,18 +72,18 @@ def pin_requirements(folder: Path, pins: Mapping[str, str]) -> None:
     _write(path, message)
 
 
-def move_programs(folder: Path, torch: str) -> None:
+def move_programs(directory: Path, torch: str) -> None:
     """Moves the programs into the package and leaves scripts that start them.
 
     Installers choose the position of the scripts' directory relative to site-packages, so a program there would have no
     relative path to its libraries.
 
     Args:
-        folder: The unpacked wheel.
+        directory: The unpacked wheel.
         torch: "MAJOR.MINOR" of the torch that the programs were built for.
     """
-    [scripts] = folder.glob("*.data/scripts")
-    target = folder / "hybrid_rt" / "bin"
+    [scripts] = directory.glob("*.data/scripts")
+    target = directory / "hybrid_rt" / "bin"
     target.mkdir()
     for script in sorted(filter(is_elf, scripts.iterdir())):
         program = target / script.name
@@ -93,36 +93,36 @@ def move_programs(folder: Path, torch: str) -> None:
         script.chmod(0o755)
 
 
-def add_zlib(folder: Path) -> None:
+def add_zlib(directory: Path) -> None:
     """Copies zlib next to the libraries that auditwheel copied, and sets the search path of those that need it."""
     package, name = ZLIB
     [source] = [line for line in succeed("dpkg-query", "-L", package).splitlines() if line.endswith(f"/{name}")]
-    for library in sorted((folder / VENDORED).iterdir()):
+    for library in sorted((directory / VENDORED).iterdir()):
         if name in read_elf(library).needed:
             succeed("patchelf", "--set-rpath", "$ORIGIN", library)
-    shutil.copyfile(source, folder / VENDORED / name)
-    (folder / VENDORED / name).chmod(0o755)
+    shutil.copyfile(source, directory / VENDORED / name)
+    (directory / VENDORED / name).chmod(0o755)
 
 
-def check_library_paths(folder: Path) -> None:
+def check_library_paths(directory: Path) -> None:
     """Checks that no binary searches a directory of the machine that it was built on.
 
     Raises:
         BackendError: A binary does.
     """
-    for path in sorted(filter(is_elf, (path for path in folder.rglob("*") if path.is_file()))):
+    for path in sorted(filter(is_elf, (path for path in directory.rglob("*") if path.is_file()))):
         paths = succeed("patchelf", "--print-rpath", path).strip()
         outside = [entry for entry in paths.split(":") if entry and not entry.startswith("$ORIGIN")]
         if outside:
             raise BackendError.make(
                 SCOPE,
-                path.relative_to(folder).as_posix(),
+                path.relative_to(directory).as_posix(),
                 expected="library directories relative to the file ($ORIGIN)",
                 got=", ".join(outside),
             )
 
 
-def add_licences(folder: Path) -> list[Part]:
+def add_licences(directory: Path) -> list[Part]:
     """Adds the licences of the packages that copied libraries and compiled headers come from.
 
     Returns:
@@ -131,12 +131,12 @@ def add_licences(folder: Path) -> list[Part]:
     Raises:
         BackendError: A library belongs to no package, or a package has no licence on this machine.
     """
-    info = info_directory(folder)
+    info = info_directory(directory)
     own = Part("hybrid_rt", info.name.partition("-")[2].removesuffix(".dist-info"), "pypi", "BSD-3-Clause")
-    parts = [*_grafted(folder, info), *map(_installed, COMPILED_IN["deb"])]
+    parts = [*_grafted(directory, info), *map(_installed, COMPILED_IN["deb"])]
     parts += [Part.of_distribution(metadata.distribution(name)) for name in COMPILED_IN["pypi"]]
     parts = sorted({part.name: part for part in parts}.values(), key=lambda part: part.name.lower())
-    path, message = _read(folder)
+    path, message = _read(directory)
     for part in parts:
         if not part.licences:
             raise BackendError.make(
@@ -155,10 +155,10 @@ def add_licences(folder: Path) -> list[Part]:
     return [own, *parts]
 
 
-def _grafted(folder: Path, info: Path) -> list[Part]:
+def _grafted(directory: Path, info: Path) -> list[Part]:
     """Returns the Debian packages of the copied libraries, from the list that auditwheel makes."""
     package, zlib = ZLIB
-    copied = sorted(path.name for path in (folder / VENDORED).iterdir() if path.name != zlib)
+    copied = sorted(path.name for path in (directory / VENDORED).iterdir() if path.name != zlib)
     listed = json.loads((info / "sboms" / "auditwheel.cdx.json").read_text())["components"][1:]
     if len(listed) != len(copied):
         raise BackendError.make(
@@ -180,15 +180,15 @@ def _installed(name: str) -> Part:
     return _debian(name, succeed("dpkg-query", "-W", "-f", "${Version}", name))
 
 
-def write_bill(folder: Path, parts: Sequence[Part]) -> None:
+def write_bill(directory: Path, parts: Sequence[Part]) -> None:
     """Writes the wheel's bill of materials (CycloneDX), with the digest of each file."""
-    info = info_directory(folder)
+    info = info_directory(directory)
     # RECORD is derived from the other files. auditwheel's own list has no digests for its copies; ours includes all of
     # its facts.
     (info / "sboms" / "auditwheel.cdx.json").unlink()
     files = {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
+        path.relative_to(directory).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(directory.rglob("*"))
         if path.is_file() and path != info / "RECORD"
     }
     (info / "sboms" / "hybrid_rt.cdx.json").write_text(bill(info.name.removesuffix(".dist-info"), parts, files))

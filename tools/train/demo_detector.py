@@ -36,7 +36,7 @@ _WINDOW_MIN_SIZE = 170
 def parse_arguments() -> argparse.Namespace:
     """Reads the command line."""
     parser = runs.make_parser(__doc__, steps=1100, batch_size=8, learning_rate=2e-3, output=digits_detector.WEIGHTS)
-    parser.add_argument("--pictures", type=int, default=200, help="held-out pictures at the end")
+    parser.add_argument("--pictures", type=int, default=200, help="held-out images at the end")
     parser.add_argument(
         "--checkpoint",
         type=Path,
@@ -70,9 +70,9 @@ def training_batch(step: int, batch_size: int, seed: int) -> tuple[list[Tensor],
     return images, targets
 
 
-def score(detector: nn.Module, pictures: int) -> dict[str, float]:
+def score(detector: nn.Module, images: int) -> dict[str, float]:
     """Measures the detector on the first held-out images and puts it back into training mode."""
-    held_out = digits_data.make_split("held_out", pictures)
+    held_out = digits_data.make_split("held_out", images)
     window_min_size = detector.transform.min_size
     detector.transform.min_size = digits_detector.build().transform.min_size
     result = digits_detector.evaluate(detector.eval(), held_out)
@@ -113,7 +113,7 @@ def run_steps(detector: nn.Module, arguments: argparse.Namespace, console: Conso
                 console.print(f"{time.monotonic() - started:6.0f} s  {curve.entries[-1]}")
             if (step + 1) % arguments.checkpoint_every == 0 and step + 1 < arguments.steps:
                 runs.save_weights(detector, arguments.checkpoint)
-                console.print(f"checkpoint at {step + 1}: {score(detector, 40)} (40 pictures)")
+                console.print(f"checkpoint at {step + 1}: {score(detector, 40)} (40 images)")
     return curve
 
 

@@ -30,9 +30,9 @@ def make_parser(
         output: Default of ``--output``.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=1, help="of weights, pictures and order")
+    parser.add_argument("--seed", type=int, default=1, help="of weights, images and order")
     parser.add_argument("--steps", type=int, default=steps, help="number of weight updates")
-    parser.add_argument("--batch-size", type=int, default=batch_size, help="pictures per step")
+    parser.add_argument("--batch-size", type=int, default=batch_size, help="images per step")
     parser.add_argument("--learning-rate", type=float, default=learning_rate, help="peak of the one-cycle")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch")
     parser.add_argument(

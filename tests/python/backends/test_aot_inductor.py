@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 import hybrid_rt
 from helpers.bundle_surgery import run_python, save_with_backends, small_artifact
-from helpers.small_detectors import Alone, small_picture
+from helpers.small_detectors import Alone, small_image
 from hybrid_rt import BackendError, OptionError, _native
 from hybrid_rt.backends import registry
 from hybrid_rt.backends.aot_inductor import cuda
@@ -53,8 +53,8 @@ class Segment(nn.Module):
         super().__init__()
         self.layer = nn.Conv2d(3, 4, 3, padding=1)
 
-    def forward(self, pictures: Tensor, bias: Tensor) -> Tensor:
-        coarse = F.avg_pool2d(self.layer(pictures), 2)
+    def forward(self, images: Tensor, bias: Tensor) -> Tensor:
+        coarse = F.avg_pool2d(self.layer(images), 2)
         return (F.interpolate(coarse, scale_factor=2.0) + bias).exp()
 
 
@@ -82,9 +82,9 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def folders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+def directories(directory: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     """Redirects temporary files, and the compiler's cache if it used the user's, to directories of the test."""
-    temporary, users = folder / "temporary", folder / "users"
+    temporary, users = directory / "temporary", directory / "users"
     temporary.mkdir()
     users.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
@@ -97,7 +97,7 @@ def folders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
 def test_compiling_leaves_no_files_and_keeps_the_users_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    temporary, users = folders(tmp_path, monkeypatch)
+    temporary, users = directories(tmp_path, monkeypatch)
     settings = torch._inductor.config.save_config_portable()
     artifact()
     assert list(temporary.iterdir()) == []
@@ -123,20 +123,20 @@ def test_requirements_of_the_machine_are_recorded() -> None:
 @needs_compiler
 def test_sizes_that_do_not_belong_together_are_refused() -> None:
     run = engine()
-    pictures, bias = inputs(2)
-    expected = program().members[0].module(pictures, bias)
-    torch.testing.assert_close(run(pictures, bias), expected)
+    images, bias = inputs(2)
+    expected = program().members[0].module(images, bias)
+    torch.testing.assert_close(run(images, bias), expected)
     with pytest.raises(
         RuntimeError,
         match=re.escape(
-            "hybrid_rt[aot_inductor]: inputs: expected pictures.shape[0] == bias.shape[0], "
+            "hybrid_rt[aot_inductor]: inputs: expected images.shape[0] == bias.shape[0], "
             "got [2, 3, 16, 24], [1, 1, 16, 24]. Resize the images: the segment supports only such sizes"
         ),
     ):
-        run(pictures, bias[:1])
+        run(images, bias[:1])
     with pytest.raises(RuntimeError, match=re.escape("got [1, 3, 16, 23], [1, 1, 16, 23]. Resize the images")):
         run(*inputs(1, 16, 23))
-    torch.testing.assert_close(run(pictures, bias), expected)
+    torch.testing.assert_close(run(images, bias), expected)
 
 
 @needs_compiler
@@ -330,9 +330,9 @@ def test_an_operator_without_a_c_function_is_refused() -> None:
             super().__init__()
             self.weight = nn.Parameter(torch.rand(4, 3, 3, 3))
 
-        def forward(self, pictures: Tensor) -> Tensor:
-            offset = pictures.mean(1, keepdim=True).expand(-1, 18, -1, -1)
-            return torchvision.ops.deform_conv2d(pictures, offset, self.weight, padding=(1, 1))
+        def forward(self, images: Tensor) -> Tensor:
+            offset = images.mean(1, keepdim=True).expand(-1, 18, -1, -1)
+            return torchvision.ops.deform_conv2d(images, offset, self.weight, padding=(1, 1))
 
     segment = capture_alone(Alone(Deformed(), "segment").eval(), "segment", [(torch.rand(1, 3, 16, 24),)])
     with pytest.raises(
@@ -370,7 +370,7 @@ def test_fp16_is_only_for_cuda() -> None:
 
 
 class NeverRun(nn.Module):
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         raise AssertionError("the work has begun")
 
 
@@ -426,12 +426,12 @@ def test_the_linker_finds_the_driver_and_the_settings_come_back(
     for before in (None, str(tmp_path)):
         if before is not None:
             monkeypatch.setenv("LIBRARY_PATH", before)
-        folder = tmp_path / "work" / str(before is None)
-        folder.mkdir()
-        with cuda.compiling(folder):
-            subprocess.run([*build, "-o", folder / "library.so", "-Wl,--no-as-needed", "-lcuda"], check=True)
+        directory = tmp_path / "work" / str(before is None)
+        directory.mkdir()
+        with cuda.compiling(directory):
+            subprocess.run([*build, "-o", directory / "library.so", "-Wl,--no-as-needed", "-lcuda"], check=True)
             assert os.environ["LIBRARY_PATH"].endswith(before or "/lib")
-        assert b"libcuda.so.1" in (folder / "library.so").read_bytes()
+        assert b"libcuda.so.1" in (directory / "library.so").read_bytes()
         assert os.environ.get("LIBRARY_PATH") == before
         assert cpp_extension.CUDA_HOME is None
 
@@ -452,7 +452,7 @@ def test_without_a_device_the_next_variant_runs(tmp_path: Path) -> None:
     _, reason = _native.cuda_devices()
     assert segment.variants[0].refusal == f"it was compiled for a CUDA device, and there is none: {reason}"
     module = hybrid_rt.load(path)
-    module(small_picture())
+    module(small_image())
     assert [choice["backend"] for choice in hybrid_rt.engines(module)] == ["torchscript"]
 
 

@@ -14,7 +14,7 @@ import torch._inductor.config
 from torch import Tensor, nn
 
 import hybrid_rt
-from backends.test_aot_inductor import CUDA, folders, inputs, program
+from backends.test_aot_inductor import CUDA, directories, inputs, program
 from hybrid_rt.common.specs import Artifact
 from hybrid_rt.conversion.assemble.engine_module import EngineModule, engine_module
 
@@ -88,9 +88,9 @@ def test_cuda_half_precision_is_inside_only(precision: str, limit: float) -> Non
 
 
 def test_cuda_inconsistent_sizes_are_refused() -> None:
-    pictures, bias = on_cuda(inputs(2))
-    with pytest.raises(RuntimeError, match=re.escape("expected pictures.shape[0] == bias.shape[0], got")):
-        cuda_engine()(pictures, bias[:1])
+    images, bias = on_cuda(inputs(2))
+    with pytest.raises(RuntimeError, match=re.escape("expected images.shape[0] == bias.shape[0], got")):
+        cuda_engine()(images, bias[:1])
 
 
 @pytest.mark.usefixtures("exact")
@@ -103,7 +103,7 @@ def test_cuda_equal_kernels_with_other_weights_are_not_mixed_up() -> None:
 
 
 def test_cuda_compiling_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    temporary, users = folders(tmp_path, monkeypatch)
+    temporary, users = directories(tmp_path, monkeypatch)
     settings = torch._inductor.config.save_config_portable()
     CUDA.compile(program(2), "fp32")
     assert list(temporary.iterdir()) == []
@@ -157,12 +157,12 @@ def test_cuda_threads_with_their_own_streams_do_not_interfere() -> None:
 def test_cuda_a_compiled_segment_moves_with_its_model() -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
-    picture = torch.rand(1, 3, 32, 40)
-    model = nn.Sequential(hybrid_rt.compile_segment(module, picture, engine="aot_inductor", device="cuda"))
+    image = torch.rand(1, 3, 32, 40)
+    model = nn.Sequential(hybrid_rt.compile_segment(module, image, engine="aot_inductor", device="cuda"))
     for device, backend in (("cuda", "aot_inductor"), ("cpu", "torchscript"), ("cuda", "aot_inductor")):
         model.to(device)
         assert model[0].running()["backend"] == backend
-        torch.testing.assert_close(model(picture.to(device)).cpu(), module(picture), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model(image.to(device)).cpu(), module(image), rtol=1e-4, atol=1e-5)
 
 
 def test_cuda_a_missing_device_or_one_of_another_kind_is_refused() -> None:

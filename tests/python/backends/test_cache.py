@@ -20,7 +20,7 @@ from filelock import FileLock
 from torch import nn
 
 import hybrid_rt
-from helpers.small_detectors import Backbone, small_detector, small_picture
+from helpers.small_detectors import Backbone, small_detector, small_image
 from hybrid_rt.backends.base import Availability, Backend
 from hybrid_rt.backends.cache import artifact_file, store
 from hybrid_rt.capture.program import Program, capture_alone
@@ -61,7 +61,7 @@ class GpuBackend(CountingBackend):
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Returns the directory of an empty cache."""
     monkeypatch.setenv("HYBRID_RT_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("HYBRID_RT_CACHE_SIZE", raising=False)
@@ -71,11 +71,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def program_of(
     backbone: nn.Module | None = None, side: int = 32, ranges: list[tuple[int, int]] | None = None
 ) -> Program:
-    return capture_alone(small_detector(backbone), "backbone", [(small_picture(side, side),)], ranges)
+    return capture_alone(small_detector(backbone), "backbone", [(small_image(side, side),)], ranges)
 
 
-def files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.artifact"))
+def files(directory: Path) -> list[Path]:
+    return sorted(directory.glob("*.artifact"))
 
 
 def age(path: Path, seconds: float) -> None:
@@ -90,7 +90,7 @@ def segments() -> list[str]:
 # Hits and misses
 
 
-def test_the_second_time_is_a_hit_with_the_same_artifact(folder: Path) -> None:
+def test_the_second_time_is_a_hit_with_the_same_artifact(directory: Path) -> None:
     backend = CountingBackend()
     first, first_hit = store.get_or_compile(backend, program_of(), "fp32")
     second, second_hit = store.get_or_compile(backend, program_of(), "fp32")
@@ -140,17 +140,17 @@ def renamed_input() -> Program:
     ids=["weight", "graph", "operator", "size", "range", "name", "precision", "version", "backend", "device"],
 )
 def test_a_change_is_a_miss(
-    folder: Path, backend: type[CountingBackend], program: Callable[[], Program], precision: str
+    directory: Path, backend: type[CountingBackend], program: Callable[[], Program], precision: str
 ) -> None:
     store.get_or_compile(CountingBackend(), program_of(), "fp32")
     assert store.get_or_compile(backend(), program(), precision)[1] is False
     assert store.get_or_compile(backend(), program(), precision)[1] is True
-    assert len(files(folder)) == 2
+    assert len(files(directory)) == 2
 
 
 @pytest.mark.parametrize(("module", "attribute"), [(torch, "__version__"), (artifact_file, "FORMAT")])
 def test_another_version_is_a_miss(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, attribute: str
+    directory: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, attribute: str
 ) -> None:
     before = store.key_of(CountingBackend(), program_of(), "fp32")
     monkeypatch.setattr(module, attribute, "another")
@@ -167,29 +167,29 @@ def test_another_source_of_the_compiler_is_a_miss(tmp_path: Path, monkeypatch: p
     assert digests[0] != digests[1]
 
 
-def test_the_name_of_the_segment_and_the_image_do_not_matter(folder: Path) -> None:
+def test_the_name_of_the_segment_and_the_image_do_not_matter(directory: Path) -> None:
     store.get_or_compile(CountingBackend(), program_of(), "fp32")
     detector = nn.Sequential(small_detector()).eval()
-    program = capture_alone(detector, "0.backbone", [(small_picture(seed=1),)])
+    program = capture_alone(detector, "0.backbone", [(small_image(seed=1),)])
     assert store.get_or_compile(CountingBackend(), program, "fp32")[1] is True
 
 
-def test_a_segment_that_has_no_digest_is_compiled_each_time(folder: Path) -> None:
+def test_a_segment_that_has_no_digest_is_compiled_each_time(directory: Path) -> None:
     class Sparse(Backbone):
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("constant", torch.zeros(1, 3, 32, 32).to_sparse())
 
-        def forward(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
-            return super().forward(pictures + self.constant)
+        def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+            return super().forward(images + self.constant)
 
     backend = CountingBackend()
     assert [store.get_or_compile(backend, program_of(Sparse()), "fp32")[1] for _ in range(2)] == [False, False]
     assert backend.calls == 2
-    assert files(folder) == []
+    assert files(directory) == []
 
 
-def test_a_compiler_that_refuses_leaves_nothing(folder: Path) -> None:
+def test_a_compiler_that_refuses_leaves_nothing(directory: Path) -> None:
     class Refusing(CountingBackend):
         def compile(self, program: Program, precision: str) -> Artifact:
             raise BackendError.make("refusing", "segment", expected="nothing", got="something")
@@ -197,15 +197,15 @@ def test_a_compiler_that_refuses_leaves_nothing(folder: Path) -> None:
     for _ in range(2):
         with pytest.raises(BackendError, match="expected nothing"):
             store.get_or_compile(Refusing(), program_of(), "fp32")
-    assert files(folder) == []
+    assert files(directory) == []
 
 
 # convert()
 
 
-def test_convert_reports_cache_hits_and_makes_the_same_bundle(folder: Path, tmp_path: Path) -> None:
+def test_convert_reports_cache_hits_and_makes_the_same_bundle(directory: Path, tmp_path: Path) -> None:
     def converted(name: str) -> hybrid_rt.ConversionReport:
-        return hybrid_rt.convert(small_detector(), (small_picture(),), tmp_path / name).report
+        return hybrid_rt.convert(small_detector(), (small_image(),), tmp_path / name).report
 
     cold, warm = converted("cold.pt"), converted("warm.pt")
     assert [variant.cached for variant in cold.engines[0].variants] == [False, False]
@@ -228,7 +228,7 @@ class SlowBackend(CountingBackend):
         return artifact
 
 
-def test_threads_that_need_the_same_artifact_compile_it_once(folder: Path) -> None:
+def test_threads_that_need_the_same_artifact_compile_it_once(directory: Path) -> None:
     backend, hits = SlowBackend(), []
     programs = [program_of() for _ in range(4)]
 
@@ -254,7 +254,7 @@ class WaitingBackend(CountingBackend):
 
 
 @pytest.mark.slow
-def test_a_process_waits_for_another_that_compiles_the_same(folder: Path) -> None:
+def test_a_process_waits_for_another_that_compiles_the_same(directory: Path) -> None:
     program = "import test_cache as t; print(t.store.get_or_compile(t.WaitingBackend(), t.program_of(), 'fp32')[1])"
     hits = []
     waiting = threading.Thread(
@@ -276,14 +276,14 @@ def test_a_process_waits_for_another_that_compiles_the_same(folder: Path) -> Non
         assert other.communicate("go\n", timeout=120)[0] == "False\n"
     waiting.join(120)
     assert hits == [True]
-    assert len(files(folder)) == 1
+    assert len(files(directory)) == 1
 
 
-def test_a_process_that_waits_too_long_compiles_by_itself(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_waits_too_long_compiles_by_itself(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "COMPILE_SECONDS", 0.01)
     backend, program = CountingBackend(), program_of()
-    (folder / ".locks").mkdir(parents=True)
-    stuck = FileLock(folder / ".locks" / store.key_of(backend, program, "fp32")[:2])
+    (directory / ".locks").mkdir(parents=True)
+    stuck = FileLock(directory / ".locks" / store.key_of(backend, program, "fp32")[:2])
     held, done = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -305,39 +305,41 @@ def test_a_process_that_waits_too_long_compiles_by_itself(folder: Path, monkeypa
 # The size limit
 
 
-def test_the_least_recently_used_entry_is_evicted_first(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_least_recently_used_entry_is_evicted_first(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = program_of()
     for name in ("first", "second", "third"):
         backend = CountingBackend()
         named = dataclasses.replace(program, name=name, inputs=(dataclasses.replace(program.inputs[0], name=name),))
         store.get_or_compile(backend, named, "fp32")
-        for path in files(folder):
+        for path in files(directory):
             age(path, 10)
         if name == "second":  # used again, so that the first is now the more recent one
             first = dataclasses.replace(program, inputs=(dataclasses.replace(program.inputs[0], name="first"),))
             assert store.get_or_compile(backend, first, "fp32")[1] is True
     assert segments() == ["third", "first", "second"]
-    largest = max(path.stat().st_size for path in files(folder))
+    largest = max(path.stat().st_size for path in files(directory))
     monkeypatch.setenv("HYBRID_RT_CACHE_SIZE", str(3 * largest + 10))
     named = dataclasses.replace(program, name="fourth")
     store.get_or_compile(CountingBackend(), named, "fp32")
     assert segments() == ["fourth", "third", "first"]
 
 
-def test_entries_above_the_bound_are_not_kept_and_evict_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entries_above_the_bound_are_not_kept_and_evict_nothing(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store.get_or_compile(CountingBackend(), program_of(), "fp32")
     monkeypatch.setenv("HYBRID_RT_CACHE_SIZE", "999")
     assert store.get_or_compile(CountingBackend(), program_of(side=48), "fp32")[1] is False
-    assert len(files(folder)) == 1
+    assert len(files(directory)) == 1
 
 
-def test_size_0_switches_it_off(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_size_0_switches_it_off(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store.get_or_compile(CountingBackend(), program_of(), "fp32")
     monkeypatch.setenv("HYBRID_RT_CACHE_SIZE", "0")
     backend = CountingBackend()
     assert [store.get_or_compile(backend, program_of(), "fp32")[1] for _ in range(2)] == [False, False]
     assert backend.calls == 2
-    assert len(files(folder)) == 1
+    assert len(files(directory)) == 1
 
 
 @pytest.mark.parametrize(
@@ -395,20 +397,21 @@ def test_a_user_without_a_home_gets_a_warning(monkeypatch: pytest.MonkeyPatch) -
         assert store.get_or_compile(CountingBackend(), program_of(), "fp32")[1] is False
 
 
-def test_a_directory_that_cannot_be_written_is_a_warning(folder: Path) -> None:
-    folder.write_text("a file")  # where even root cannot create a directory
+def test_a_directory_that_cannot_be_written_is_a_warning(directory: Path) -> None:
+    directory.write_text("a file")  # where even root cannot create a directory
     backend = CountingBackend()
     with pytest.warns(RuntimeWarning) as told:
         assert store.get_or_compile(backend, program_of(), "fp32")[1] is False
     assert len(told) == 1
-    assert f"hybrid_rt[cache]: directory {folder}: expected to write an entry, got File exists. Nothing is kept" in str(
-        told[0].message
+    assert (
+        f"hybrid_rt[cache]: directory {directory}: expected to write an entry, got File exists. Nothing is kept"
+        in str(told[0].message)
     )
     assert backend.calls == 1
-    assert folder.read_text() == "a file"
+    assert directory.read_text() == "a file"
 
 
-def test_a_full_disk_is_a_warning_and_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_a_warning_and_leaves_nothing(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path, *_: object, **__: object) -> None:
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
@@ -416,7 +419,7 @@ def test_a_full_disk_is_a_warning_and_leaves_nothing(folder: Path, monkeypatch: 
     monkeypatch.setattr(artifact_file, "write", full)
     with pytest.warns(RuntimeWarning, match="got No space left on device"):
         assert store.get_or_compile(CountingBackend(), program_of(), "fp32")[1] is False
-    assert [path.name for path in folder.iterdir()] == [".locks"]
+    assert [path.name for path in directory.iterdir()] == [".locks"]
 
 
 # Damage
@@ -457,10 +460,10 @@ def of_another_key(path: Path) -> None:
     [truncated, flipped_blob, flipped_header, longer, empty, foreign, of_another_key],
     ids=lambda f: f.__name__,
 )
-def test_a_damaged_entry_is_rebuilt(folder: Path, damage: Callable[[Path], None]) -> None:
+def test_a_damaged_entry_is_rebuilt(directory: Path, damage: Callable[[Path], None]) -> None:
     backend = CountingBackend()
     made, _ = store.get_or_compile(backend, program_of(), "fp32")
-    (path,) = files(folder)
+    (path,) = files(directory)
     damage(path)
     again, hit = store.get_or_compile(backend, program_of(), "fp32")
     assert (hit, backend.calls) == (False, 2)
@@ -468,8 +471,8 @@ def test_a_damaged_entry_is_rebuilt(folder: Path, damage: Callable[[Path], None]
     assert store.get_or_compile(backend, program_of(), "fp32")[1] is True
 
 
-def test_half_written_entries_of_killed_processes_are_removed(folder: Path) -> None:
-    old, new = folder / f".{'0' * 64}.artifact.old", folder / f".{'0' * 64}.artifact.new"
+def test_half_written_entries_of_killed_processes_are_removed(directory: Path) -> None:
+    old, new = directory / f".{'0' * 64}.artifact.old", directory / f".{'0' * 64}.artifact.new"
     for path in (old, new):
         path.mkdir(parents=True)
         (path / "half").touch()
@@ -482,52 +485,52 @@ def test_half_written_entries_of_killed_processes_are_removed(folder: Path) -> N
 # entries(), clear() and the command line
 
 
-def test_list_and_clear(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_and_clear(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store.get_or_compile(CountingBackend(), program_of(), "fp32")
     store.get_or_compile(OtherBackend(), dataclasses.replace(program_of(), name="roi_heads.box_head"), "bf16")
-    (folder / "notes.txt").write_text("mine")
-    size = sum(path.stat().st_size for path in files(folder)) / 1e6
+    (directory / "notes.txt").write_text("mine")
+    size = sum(path.stat().st_size for path in files(directory)) / 1e6
     assert main(["cache", "list"]) == 0
     out = capsys.readouterr().out
-    assert f"{folder}: 2 entries, {size:.1f} MB of at most 5368.7 MB\n" in out
+    assert f"{directory}: 2 entries, {size:.1f} MB of at most 5368.7 MB\n" in out
     rows = [[cell.strip() for cell in line.split("│")[1:5]] for line in out.splitlines() if line.startswith("│")]
     assert sorted(rows) == [["backbone", "counting", "fp32", "0.0"], ["roi_heads.box_head", "other", "bf16", "0.0"]]
     assert main(["cache", "clear"]) == 0
-    assert capsys.readouterr().out == f"{folder}: removed 2 entries, {size:.1f} MB\n"
+    assert capsys.readouterr().out == f"{directory}: removed 2 entries, {size:.1f} MB\n"
     assert main(["cache", "list"]) == 0
-    assert capsys.readouterr().out == f"{folder}: 0 entries, 0.0 MB of at most 5368.7 MB\n"
-    assert (folder / "notes.txt").read_text() == "mine"
+    assert capsys.readouterr().out == f"{directory}: 0 entries, 0.0 MB of at most 5368.7 MB\n"
+    assert (directory / "notes.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize("name", ["tvm_tuning", "tensorrt_timing", "tensorrt_rtx"])
-def test_clear_removes_what_backends_keep_beside_the_entries(folder: Path, name: str) -> None:
-    (folder / name).mkdir(parents=True)
-    (folder / name / "0.cache").write_bytes(b"kernels")
-    (folder / "mine").mkdir()
+def test_clear_removes_what_backends_keep_beside_the_entries(directory: Path, name: str) -> None:
+    (directory / name).mkdir(parents=True)
+    (directory / name / "0.cache").write_bytes(b"kernels")
+    (directory / "mine").mkdir()
     assert store.clear() == []
-    assert not (folder / name).exists()
-    assert (folder / "mine").exists()
+    assert not (directory / name).exists()
+    assert (directory / "mine").exists()
 
 
-def test_list_and_clear_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_and_clear_as_json(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store.get_or_compile(CountingBackend(), program_of(), "fp32")
-    (path,) = files(folder)
+    (path,) = files(directory)
     assert main(["cache", "list", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     (entry,) = told.pop("entries")
-    assert told == {"folder": str(folder), "bound": 5 * 2**30, "size": path.stat().st_size}
+    assert told == {"folder": str(directory), "bound": 5 * 2**30, "size": path.stat().st_size}
     assert (entry["path"], entry["segment"], entry["size"]) == (str(path), "backbone", path.stat().st_size)
     assert entry["made"][:4] == entry["used"][:4] == f"{time.localtime().tm_year}"
     assert main(["cache", "clear", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"folder": str(folder), "removed": 1, "size": told["size"]}
-    assert files(folder) == []
+    assert json.loads(capsys.readouterr().out) == {"folder": str(directory), "removed": 1, "size": told["size"]}
+    assert files(directory) == []
 
 
 def test_list_names_a_damaged_entry_and_says_when_it_is_off(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store.get_or_compile(CountingBackend(), program_of(), "fp32")
-    empty(files(folder)[0])
+    empty(files(directory)[0])
     monkeypatch.setenv("HYBRID_RT_CACHE_SIZE", "0")
     assert main(["cache", "list"]) == 0
     out = capsys.readouterr().out
@@ -535,14 +538,14 @@ def test_list_names_a_damaged_entry_and_says_when_it_is_off(
     assert "│ (damaged) " in out
 
 
-def test_a_missing_directory_counts_as_empty(folder: Path) -> None:
+def test_a_missing_directory_counts_as_empty(directory: Path) -> None:
     assert store.entries() == []
     assert store.clear() == []
-    assert not folder.exists()
+    assert not directory.exists()
 
 
 def test_the_command_line_names_a_bad_size(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HYBRID_RT_CACHE_SIZE", "much")
     assert main(["cache", "list"]) == 2

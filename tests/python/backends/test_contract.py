@@ -57,37 +57,37 @@ class OneTensor(nn.Module):
         super().__init__()
         self.body = convolution()
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        return self.body(pictures)
+    def forward(self, images: Tensor) -> Tensor:
+        return self.body(images)
 
 
 class ListOfLevels(OneTensor):
-    def forward(self, pictures: Tensor) -> list[Tensor]:
-        features = self.body(pictures)
+    def forward(self, images: Tensor) -> list[Tensor]:
+        features = self.body(images)
         return [features, nn.functional.max_pool2d(features, 2), features.mean((2, 3))]
 
 
 class TupleOfDtypes(OneTensor):
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        features = self.body(pictures)
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        features = self.body(images)
         return features, features.argmax(1), features > 0.5
 
 
 class Scalar(OneTensor):
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.body(pictures)
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.body(images)
         return features, features.mean()
 
 
 class DictOfLevels(OneTensor):
-    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        features = self.body(pictures)
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        features = self.body(images)
         return {"0": features, "pool": nn.functional.max_pool2d(features, 2)}
 
 
 class NestedDict(OneTensor):
-    def forward(self, pictures: Tensor) -> dict[str, dict[str, list[Tensor]]]:
-        features = self.body(pictures)
+    def forward(self, images: Tensor) -> dict[str, dict[str, list[Tensor]]]:
+        features = self.body(images)
         return {
             "boxes": {"deltas": [features.sin()], "anchors": [features.cos(), features * 2]},
             "classes": {"logits": [features - 1]},
@@ -95,8 +95,8 @@ class NestedDict(OneTensor):
 
 
 class TwoInputs(OneTensor):
-    def forward(self, pictures: Tensor, bias: Tensor) -> Tensor:
-        return self.body(pictures) + bias
+    def forward(self, images: Tensor, bias: Tensor) -> Tensor:
+        return self.body(images) + bias
 
 
 class ListInput(OneTensor):
@@ -116,12 +116,12 @@ class ItsInputAndItsWeight(OneTensor):
         super().__init__()
         self.register_buffer("table", torch.arange(6.0).reshape(2, 3))
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        features = self.body(pictures)
-        return pictures, pictures.flatten(1), self.table, features, features, features.flatten(1)
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        features = self.body(images)
+        return images, images.flatten(1), self.table, features, features, features.flatten(1)
 
 
-def pictures(batch: int = 1, height: int = 16, width: int = 24) -> Tensor:
+def images(batch: int = 1, height: int = 16, width: int = 24) -> Tensor:
     return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(batch * height * width))
 
 
@@ -137,7 +137,7 @@ RANGES = [(1, 4), (3, 3), (8, 64), (8, UNBOUNDED)]
 @functools.cache
 def dynamic_program() -> Program:
     torch.manual_seed(0)
-    return program_of(OneTensor(), (pictures(),), ranges=RANGES)
+    return program_of(OneTensor(), (images(),), ranges=RANGES)
 
 
 # Backends that take seconds for each program, and compile only one of the static structures.
@@ -181,15 +181,15 @@ def assert_equal_structure(got: Any, expected: Any) -> None:
 
 
 STRUCTURES: list[tuple[type[nn.Module], Callable[[int, int, int], tuple[Any, ...]]]] = [
-    (OneTensor, lambda n, h, w: (pictures(n, h, w),)),
-    (ListOfLevels, lambda n, h, w: (pictures(n, h, w),)),
-    (TupleOfDtypes, lambda n, h, w: (pictures(n, h, w),)),
-    (DictOfLevels, lambda n, h, w: (pictures(n, h, w),)),
-    (Scalar, lambda n, h, w: (pictures(n, h, w),)),
-    (NestedDict, lambda n, h, w: (pictures(n, h, w),)),
-    (TwoInputs, lambda n, h, w: (pictures(n, h, w), torch.ones(n, 1, h, w))),
-    (ListInput, lambda n, h, w: ([pictures(n, h, w), pictures(n, h // 2, w // 2)],)),
-    (NestedInput, lambda n, h, w: ({"fine": (pictures(n, h, w),) * 2, "coarse": (pictures(n, h // 2, w // 2),) * 2},)),
+    (OneTensor, lambda n, h, w: (images(n, h, w),)),
+    (ListOfLevels, lambda n, h, w: (images(n, h, w),)),
+    (TupleOfDtypes, lambda n, h, w: (images(n, h, w),)),
+    (DictOfLevels, lambda n, h, w: (images(n, h, w),)),
+    (Scalar, lambda n, h, w: (images(n, h, w),)),
+    (NestedDict, lambda n, h, w: (images(n, h, w),)),
+    (TwoInputs, lambda n, h, w: (images(n, h, w), torch.ones(n, 1, h, w))),
+    (ListInput, lambda n, h, w: ([images(n, h, w), images(n, h // 2, w // 2)],)),
+    (NestedInput, lambda n, h, w: ({"fine": (images(n, h, w),) * 2, "coarse": (images(n, h // 2, w // 2),) * 2},)),
 ]
 
 
@@ -217,16 +217,16 @@ def test_an_empty_count_gives_an_empty_result(backend: str) -> None:
     """This is what a mask head gets for an image without objects."""
     torch.manual_seed(0)
     head = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(4, 2, 2, 2)).eval()
-    program = program_of(head, (pictures(3),), (pictures(2),), (pictures(0),))
+    program = program_of(head, (images(3),), (images(2),), (images(0),))
     engine = compiled(program, backend)
     for _ in range(2):
         for count in (0, 3, 0, 1):
-            assert_equal_structure(engine(pictures(count)), head(pictures(count)))
+            assert_equal_structure(engine(images(count)), head(images(count)))
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (4, 64, 8), (2, 17, 31), (1, 64, 200)], ids=str)
 def test_sizes_never_seen_are_right_up_to_the_bounds(backend: str, shape: tuple[int, int, int]) -> None:
-    x = pictures(*shape)
+    x = images(*shape)
     assert_equal_structure(dynamic_engine(backend)(x), eager(x))
 
 
@@ -236,41 +236,41 @@ REFUSED: dict[str, tuple[list[Tensor], str]] = {
         "inputs: expected 1 tensors, got 0. Call it as the detector's own head does.",
     ),
     "an input too many": (
-        [pictures(), pictures()],
+        [images(), images()],
         "inputs: expected 1 tensors, got 2. Call it as the detector's own head does.",
     ),
     "another dtype": (
-        [pictures().double()],
-        "input 'pictures': expected float32, got float64. Convert the input before the call.",
+        [images().double()],
+        "input 'images': expected float32, got float64. Convert the input before the call.",
     ),
     "another device": (
-        [pictures().to("meta")],
-        "input 'pictures': expected a tensor on cpu, got one on meta. "
+        [images().to("meta")],
+        "input 'images': expected a tensor on cpu, got one on meta. "
         "Move the input, or load the bundle with that device.",
     ),
     "no batch dimension": (
-        [pictures()[0]],
-        "input 'pictures': expected 4 dimensions (1..4x3x8..64x8.. float32), got 3 (3x16x24). "
+        [images()[0]],
+        "input 'images': expected 4 dimensions (1..4x3x8..64x8.. float32), got 3 (3x16x24). "
         "Add or remove the batch dimension.",
     ),
-    "too many pictures": (
-        [pictures(5)],
-        "input 'pictures', dimension 0: expected 1..4x3x8..64x8.. float32, got 5x3x16x24. "
+    "too many images": (
+        [images(5)],
+        "input 'images', dimension 0: expected 1..4x3x8..64x8.. float32, got 5x3x16x24. "
         "Resize the images, or convert again with shapes= that cover this size.",
     ),
     "other channels": (
-        [pictures()[:, :2]],
-        "input 'pictures', dimension 1: expected 1..4x3x8..64x8.. float32, got 1x2x16x24. "
+        [images()[:, :2]],
+        "input 'images', dimension 1: expected 1..4x3x8..64x8.. float32, got 1x2x16x24. "
         "Resize the images, or convert again with shapes= that cover this size.",
     ),
     "too high": (
-        [pictures(height=65)],
-        "input 'pictures', dimension 2: expected 1..4x3x8..64x8.. float32, got 1x3x65x24. "
+        [images(height=65)],
+        "input 'images', dimension 2: expected 1..4x3x8..64x8.. float32, got 1x3x65x24. "
         "Resize the images, or convert again with shapes= that cover this size.",
     ),
     "too narrow": (
-        [pictures(width=7)],
-        "input 'pictures', dimension 3: expected 1..4x3x8..64x8.. float32, got 1x3x16x7. "
+        [images(width=7)],
+        "input 'images', dimension 3: expected 1..4x3x8..64x8.. float32, got 1x3x16x7. "
         "Resize the images, or convert again with shapes= that cover this size.",
     ),
 }
@@ -281,35 +281,35 @@ def test_inputs_that_break_the_contract_are_refused(backend: str, what: str) -> 
     inputs, text = REFUSED[what]
     with pytest.raises(RuntimeError, match=re.escape(f"hybrid_rt[{backend}]: engine 'backbone', {text}")):
         dynamic_engine(backend).engine.run(inputs)
-    x = pictures()
+    x = images()
     assert_equal_structure(dynamic_engine(backend)(x), eager(x))
 
 
 def test_a_refusal_keeps_its_text_through_torchscript(backend: str) -> None:
     scripted = jit.script(dynamic_engine(backend))
     with pytest.raises(
-        RuntimeError, match=re.escape(f"hybrid_rt[{backend}]: engine 'backbone', input 'pictures': expected float32")
+        RuntimeError, match=re.escape(f"hybrid_rt[{backend}]: engine 'backbone', input 'images': expected float32")
     ):
-        scripted(pictures().double())
+        scripted(images().double())
 
 
 def test_a_list_of_another_length_is_refused(backend: str) -> None:
     torch.manual_seed(0)
-    engine = compiled(program_of(ListInput(), ([pictures(), pictures(1, 8, 12)],)), backend)
+    engine = compiled(program_of(ListInput(), ([images(), images(1, 8, 12)],)), backend)
     text = re.escape("hybrid_rt[engine]: segment 'backbone', levels: expected 2 entries, got 1.")
     with pytest.raises(AssertionError, match=text):
-        engine([pictures()])
+        engine([images()])
     with pytest.raises(torch.jit.Error, match=text):
-        jit.script(engine)([pictures()])
+        jit.script(engine)([images()])
 
 
 @pytest.mark.parametrize("is_dynamic", [False, True], ids=["static", "dynamic"])
 def test_many_threads_at_once_get_their_own_results(backend: str, is_dynamic: bool) -> None:
     torch.manual_seed(0)
     module = OneTensor().eval()
-    engine = compiled(program_of(module, (pictures(),), ranges=RANGES if is_dynamic else None), backend)
+    engine = compiled(program_of(module, (images(),), ranges=RANGES if is_dynamic else None), backend)
     sizes = [(1 + i % 4, 8 + 3 * i, 16 + 5 * i) if is_dynamic else (1, 16, 24) for i in range(8)]
-    inputs = [pictures(*size) + i for i, size in enumerate(sizes)]
+    inputs = [images(*size) + i for i, size in enumerate(sizes)]
     expected = [module(x) for x in inputs]
     together = threading.Barrier(len(inputs), timeout=60)
 
@@ -350,8 +350,8 @@ def test_other_threads_go_on_while_an_engine_runs(backend: str) -> None:
 def test_outputs_outlive_the_engine_and_the_inputs(backend: str) -> None:
     torch.manual_seed(0)
     module = NestedDict().eval()
-    engine = compiled(program_of(module, (pictures(),)), backend)
-    x = pictures()
+    engine = compiled(program_of(module, (images(),)), backend)
+    x = images()
     expected = module(x)
     results = [engine(x) for _ in range(3)]
     del engine, x
@@ -363,7 +363,7 @@ def test_outputs_outlive_the_engine_and_the_inputs(backend: str) -> None:
 
 def test_earlier_outputs_survive_a_later_run(backend: str) -> None:
     engine = dynamic_engine(backend)
-    x, y = pictures(), pictures() + 1
+    x, y = images(), images() + 1
     first = engine(x)
     engine(y)
     assert_equal_structure(first, eager(x))
@@ -372,15 +372,15 @@ def test_earlier_outputs_survive_a_later_run(backend: str) -> None:
 def test_outputs_are_the_callers_own(backend: str) -> None:
     torch.manual_seed(0)
     module = ItsInputAndItsWeight().eval()
-    engine = compiled(program_of(module, (pictures(),)), backend)
+    engine = compiled(program_of(module, (images(),)), backend)
     for i in range(4):
-        x = pictures() + i
+        x = images() + i
         outputs = engine(x)
-        assert torch.equal(x, pictures() + i)
-        for k, expected in enumerate(module(pictures() + i)):
+        assert torch.equal(x, images() + i)
+        for k, expected in enumerate(module(images() + i)):
             assert_equal_structure(outputs[k], expected)
             outputs[k].fill_(-7)  # must affect neither the later outputs nor the next run
-        assert torch.equal(x, pictures() + i)
+        assert torch.equal(x, images() + i)
 
 
 @pytest.mark.parametrize(
@@ -395,13 +395,13 @@ def test_outputs_are_the_callers_own(backend: str) -> None:
     ids=["channels_last", "transposed", "sliced", "expanded", "flipped"],
 )
 def test_inputs_of_any_strides_are_read_right(backend: str, strided: Callable[[Tensor], Tensor]) -> None:
-    x = strided(pictures(2))
+    x = strided(images(2))
     assert not x.is_contiguous() or x.storage_offset()
     assert_equal_structure(dynamic_engine(backend)(x), eager(x))
 
 
 def test_inputs_are_not_modified(backend: str) -> None:
-    x = pictures(2)
+    x = images(2)
     for given in (x, x.to(memory_format=torch.channels_last)):
         before = given.clone()
         dynamic_engine(backend)(given)
@@ -411,14 +411,14 @@ def test_inputs_are_not_modified(backend: str) -> None:
 
 def test_gradients_are_not_lost_silently(backend: str) -> None:
     with torch.enable_grad():
-        output = dynamic_engine(backend)(pictures().requires_grad_())
+        output = dynamic_engine(backend)(images().requires_grad_())
         with pytest.warns(UserWarning, match="hybrid_rt::run_engine: an autograd kernel was not registered"):
             output.sum().backward()
 
 
 def test_runs_in_inference_mode(backend: str) -> None:
     with torch.inference_mode():
-        x = pictures()
+        x = images()
         assert_equal_structure(dynamic_engine(backend)(x), eager(x))
 
 
@@ -435,16 +435,16 @@ class WritesInPlace(Alone):
 def test_in_place_writes_of_the_detector_are_not_attributed_to_the_segment(backend: str) -> None:
     torch.manual_seed(0)
     detector = WritesInPlace(OneTensor()).eval()
-    program = capture_alone(detector, "backbone", [(pictures(),)])
-    expected = detector.backbone(pictures() + 1)
-    assert torch.equal(program.examples[0], pictures() + 1)
+    program = capture_alone(detector, "backbone", [(images(),)])
+    expected = detector.backbone(images() + 1)
+    assert torch.equal(program.examples[0], images() + 1)
     assert torch.equal(program.calls[0].outputs[0], expected)
     assert_equal_structure(compiled(program, backend)(*program.examples), expected)
 
 
 def test_it_says_what_runs(backend: str) -> None:
     engine = dynamic_engine(backend)
-    engine(pictures())
+    engine(images())
     choice = engine.engine.choice()
     assert f'"backend":"{backend}"' in choice
     assert '"engine":"backbone"' in choice
@@ -464,11 +464,11 @@ def reloaded_frozen(module: nn.Module) -> nn.Module:
 def test_the_state_survives(backend: str, copied: Callable[[nn.Module], nn.Module]) -> None:
     torch.manual_seed(0)
     module = NestedDict().eval()
-    original = compiled(program_of(module, (pictures(),)), backend)
+    original = compiled(program_of(module, (images(),)), backend)
     again = copied(original)
     del original
     gc.collect()
-    assert_equal_structure(again(pictures()), module(pictures()))
+    assert_equal_structure(again(images()), module(images()))
 
 
 def test_a_state_of_another_version_is_refused(backend: str) -> None:
@@ -492,6 +492,6 @@ def test_a_state_of_altered_bytes_is_refused(backend: str) -> None:
     altered[0][len(altered[0]) // 2] ^= 1
     damaged = torch.classes.hybrid_rt.Engine(fields, altered)
     with pytest.raises(RuntimeError, match=rf"hybrid_rt\[{backend}\]: engine 'backbone', blob .* expected the SHA-256"):
-        damaged.run([pictures()])
+        damaged.run([images()])
     with pytest.raises(RuntimeError, match=r"blobs, entry 0: expected \d+ bytes, got \d+"):
         torch.classes.hybrid_rt.Engine(fields, [blob[1:].clone() for blob in blobs])

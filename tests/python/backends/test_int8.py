@@ -162,14 +162,14 @@ class Saturating(nn.Module):
         return self.second(self.first(x).relu())
 
 
-def run_by(model: Any, isa: str, x: Tensor, folder: Path) -> Tensor:
+def run_by(model: Any, isa: str, x: Tensor, directory: Path) -> Tensor:
     openvino = pytest.importorskip("openvino")
-    openvino.save_model(model, str(folder / "model.xml"), compress_to_fp16=False)
-    numpy.save(folder / "input.npy", x.numpy())
-    arguments = [str(folder / name) for name in ("model.xml", "input.npy", "output.npy")]
+    openvino.save_model(model, str(directory / "model.xml"), compress_to_fp16=False)
+    numpy.save(directory / "input.npy", x.numpy())
+    arguments = [str(directory / name) for name in ("model.xml", "input.npy", "output.npy")]
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": isa}
     subprocess.run([sys.executable, "-c", OVERFLOW, *arguments], env=environment, check=True, timeout=300)
-    return torch.from_numpy(numpy.load(folder / "output.npy"))
+    return torch.from_numpy(numpy.load(directory / "output.npy"))
 
 
 @needs_nncf

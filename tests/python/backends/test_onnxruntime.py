@@ -27,11 +27,11 @@ from backends.test_contract import (
     TwoInputs,
     assert_equal_structure,
     dynamic_program,
-    pictures,
+    images,
     program_of,
 )
 from helpers.bundle_surgery import run_python
-from helpers.small_detectors import small_detector, small_picture
+from helpers.small_detectors import small_detector, small_image
 from hybrid_rt import BackendError
 from hybrid_rt.backends import registry
 from hybrid_rt.capture.program import Program
@@ -54,19 +54,19 @@ def engine_of(program: Program) -> EngineModule:
 
 
 def test_the_model_names_its_inputs_and_outputs_and_frees_what_varies() -> None:
-    program = program_of(DictOfLevels().eval(), (pictures(1, 16, 24),), (pictures(2, 16, 32),))
+    program = program_of(DictOfLevels().eval(), (images(1, 16, 24),), (images(2, 16, 32),))
     graph = onnx.load_model_from_string(program.onnx()).graph
-    assert [value.name for value in graph.input] == ["pictures"]
+    assert [value.name for value in graph.input] == ["images"]
     assert [value.name for value in graph.output] == ["output_0", "pool"]
     dimensions = graph.input[0].type.tensor_type.shape.dim
     assert [dimension.dim_value or dimension.dim_param for dimension in dimensions] == [
-        "pictures_0", 3, 16, "pictures_3",
+        "images_0", 3, 16, "images_3",
     ]  # fmt: skip
     onnx.checker.check_model(onnx.load_model_from_string(program.onnx()), full_check=True)
 
 
 def test_the_artifact_has_inputs_that_the_segment_does_not_look_at() -> None:
-    program = program_of(NestedInput().eval(), ({"fine": (pictures(),) * 2, "coarse": (pictures(),) * 2},))
+    program = program_of(NestedInput().eval(), ({"fine": (images(),) * 2, "coarse": (images(),) * 2},))
     names = ["levels_fine_0", "levels_fine_1", "levels_coarse_0", "levels_coarse_1"]
     assert [value.name for value in onnx.load_model_from_string(program.onnx()).graph.input] == [names[0], names[3]]
     model = onnx.load_model_from_string(artifact_of(program).blobs["model"].numpy().tobytes())
@@ -76,7 +76,7 @@ def test_the_artifact_has_inputs_that_the_segment_does_not_look_at() -> None:
 def test_weights_lie_apart_from_the_model_and_aligned() -> None:
     torch.manual_seed(0)
     segment = nn.Sequential(nn.Conv2d(3, 30, 3), nn.Conv2d(30, 31, 3), nn.Conv2d(31, 20, 3)).eval()
-    artifact = artifact_of(program_of(segment, (pictures(),)))
+    artifact = artifact_of(program_of(segment, (images(),)))
     assert artifact.spec.requirements == {"version": ">=1.18"}
     assert artifact.blobs["model"].numel() < 5000
     model = onnx.load_model_from_string(artifact.blobs["model"].numpy().tobytes())
@@ -98,27 +98,27 @@ def test_compiling_again_makes_the_same_bytes() -> None:
 
 
 class Unknown(nn.Module):
-    def forward(self, pictures: Tensor) -> Tensor:
-        return pictures.sigmoid().erfinv()
+    def forward(self, images: Tensor) -> Tensor:
+        return images.sigmoid().erfinv()
 
 
 def test_an_operation_that_onnx_lacks_is_named() -> None:
     with pytest.raises(
         BackendError, match=r"hybrid_rt\[onnx\]: segment 'backbone': expected operations .*aten::erfinv"
     ):
-        artifact_of(program_of(Unknown().eval(), (pictures(),)))
+        artifact_of(program_of(Unknown().eval(), (images(),)))
 
 
 def test_the_vendors_own_session_opens_what_is_extracted(tmp_path: Path) -> None:
     path = tmp_path / "detector.pt"
-    hybrid_rt.convert(small_detector(wide()), (small_picture(),), path, segments="backbone", engine="onnxruntime")
+    hybrid_rt.convert(small_detector(wide()), (small_image(),), path, segments="backbone", engine="onnxruntime")
     model, weights = hybrid_rt.extract(path, tmp_path / "out", backend="onnxruntime")
     assert model == tmp_path / "out" / "backbone-onnxruntime-fp32" / "model.onnx"
     assert weights.stat().st_size > 1024
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     (value,) = session.get_inputs()
-    found = [torch.from_numpy(array) for array in session.run(None, {value.name: small_picture().numpy()})]
-    expected = small_detector(wide()).backbone(small_picture())
+    found = [torch.from_numpy(array) for array in session.run(None, {value.name: small_image().numpy()})]
+    expected = small_detector(wide()).backbone(small_image())
     torch.testing.assert_close(found, list(expected.values()), rtol=1e-4, atol=1e-5)
 
 
@@ -130,8 +130,8 @@ class Wide(nn.Module):
         self.first = nn.Conv2d(3, 64, 3, stride=2, padding=1)
         self.second = nn.Conv2d(64, 8, 3, stride=2, padding=1)
 
-    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        fine = self.first(pictures).relu()
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        fine = self.first(images).relu()
         return {"fine": fine, "coarse": self.second(fine)}
 
 
@@ -212,12 +212,12 @@ def test_it_reports_version_precision_provider_and_threads() -> None:
 
 def test_a_run_that_fails_says_why_in_the_error_and_in_the_log(capfd: pytest.CaptureFixture[str]) -> None:
     module = TwoInputs().eval()
-    engine = engine_of(program_of(module, *((pictures(1, h, w), torch.ones(1, 1, h, w)) for h, w in ((8, 8), (9, 9)))))
+    engine = engine_of(program_of(module, *((images(1, h, w), torch.ones(1, 1, h, w)) for h, w in ((8, 8), (9, 9)))))
     text = r"hybrid_rt\[onnxruntime\]: run: expected success of ONNX Runtime .*Add"
     with pytest.raises(RuntimeError, match=text):
-        engine(pictures(1, 8, 8), torch.ones(1, 1, 8, 7))
+        engine(images(1, 8, 8), torch.ones(1, 1, 8, 7))
     assert "hybrid_rt error: onnxruntime: Non-zero status code returned" in capfd.readouterr().err
-    x = (pictures(1, 8, 8), torch.ones(1, 1, 8, 8))
+    x = (images(1, 8, 8), torch.ones(1, 1, 8, 8))
     assert_equal_structure(engine(*x), module(*x))
 
 
@@ -225,14 +225,14 @@ def test_bytes_that_are_not_a_model_are_refused_with_the_vendors_message() -> No
     artifact = artifact_of(dynamic_program())
     broken = Artifact(artifact.spec, {**artifact.blobs, "model": blob_from_bytes(b"no model")})
     with pytest.raises(RuntimeError, match=r"hybrid_rt\[onnxruntime\]: artifact: expected success of ONNX Runtime"):
-        engine_module(dynamic_program(), [broken])(pictures())
+        engine_module(dynamic_program(), [broken])(images())
 
 
 def test_a_model_of_other_outputs_is_refused() -> None:
-    two = artifact_of(program_of(DictOfLevels().eval(), (pictures(),)))
-    one = artifact_of(program_of(nn.Conv2d(3, 4, 1).eval(), (pictures(),)))
+    two = artifact_of(program_of(DictOfLevels().eval(), (images(),)))
+    one = artifact_of(program_of(nn.Conv2d(3, 4, 1).eval(), (images(),)))
     with pytest.raises(RuntimeError, match=r"artifact: expected 2 outputs, got 1. Convert the detector again"):
-        engine_module(program_of(DictOfLevels().eval(), (pictures(),)), [Artifact(two.spec, one.blobs)])(pictures())
+        engine_module(program_of(DictOfLevels().eval(), (images(),)), [Artifact(two.spec, one.blobs)])(images())
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_other_devices_are_refused(device: str, reason: str) -> None:
 def test_the_cpus_provider_may_be_named(named: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HYBRID_RT_ONNXRUNTIME_PROVIDERS", named)
     engine = engine_of(dynamic_program())
-    x = pictures()
+    x = images()
     assert_equal_structure(engine(x), dynamic_program().members[0].module(x))
     assert "fp32, CPU, " in engine.engine.choice()
 
@@ -270,7 +270,7 @@ def test_a_provider_that_the_library_lacks_is_refused(named: str, monkeypatch: p
         match=rf"HYBRID_RT_ONNXRUNTIME_PROVIDERS asks for '{first}', which ONNX Runtime .* was not built with "
         r"\(it has .*CPU\)\. Install a build that has it",
     ):
-        engine_of(dynamic_program())(pictures())
+        engine_of(dynamic_program())(images())
 
 
 @pytest.mark.skipif(
@@ -279,10 +279,10 @@ def test_a_provider_that_the_library_lacks_is_refused(named: str, monkeypatch: p
 def test_engines_of_other_providers_are_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     artifact = artifact_of(dynamic_program())
     first = engine_module(dynamic_program(), [artifact])
-    first(pictures())
+    first(images())
     monkeypatch.setenv("HYBRID_RT_ONNXRUNTIME_PROVIDERS", "AZURE")
     second = engine_module(dynamic_program(), [artifact])
-    second(pictures())
+    second(images())
     assert "fp32, CPU, " in first.engine.choice()
     assert "AZURE" in second.engine.choice()
 

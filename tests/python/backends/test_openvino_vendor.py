@@ -33,8 +33,8 @@ def run(code: str, home: Path, isolation: str = "1") -> None:
 def test_a_conversion_sends_no_telemetry(tmp_path: Path, isolation: str) -> None:
     run(
         "import hybrid_rt\n"
-        "from helpers.small_detectors import small_detector, small_picture\n"
-        "example = (small_picture(),)\n"
+        "from helpers.small_detectors import small_detector, small_image\n"
+        "example = (small_image(),)\n"
         f"hybrid_rt.convert(small_detector(), example, {str(tmp_path / 'x.pt')!r}, engine='openvino', measure=False)",
         tmp_path,
         isolation,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import hybrid_rt
-from helpers.small_detectors import Alone, small_detector, small_picture
+from helpers.small_detectors import Alone, small_detector, small_image
 from hybrid_rt.backends import registry
 from hybrid_rt.backends.aot_inductor import AOTInductorBackend
 from hybrid_rt.backends.base import Availability
@@ -42,8 +42,8 @@ class Pyramid(nn.Module):
         self.deep = nn.Conv2d(8, 8, 3, stride=2, padding=1)
         self.head = nn.Linear(8, 4)
 
-    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        fine = self.stem(pictures)
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        fine = self.stem(images)
         coarse = self.deep(fine)
         top = fine + functional.interpolate(coarse, size=fine.shape[-2:], mode="nearest")
         return {"0": top, "classes": self.head(coarse.mean((2, 3)))}
@@ -90,7 +90,7 @@ def test_facts_for_later_checks_are_recorded_at_build_time() -> None:
         (1, 3, 64, 96),
         (4, 3, 128, 128),
     )
-    assert bindings["inputs"] == ["pictures"]
+    assert bindings["inputs"] == ["images"]
     assert len(bindings["outputs"]) == 2
     assert bindings["profiles"] == [[{"min": [1, 3, 32, 32], "max": [4, 3, 128, 128]}]]
     assert len(artifact.blobs["engine"]) > 1000
@@ -131,11 +131,11 @@ def test_the_model_in_another_precision_computes_nearly_the_same(precision: str)
     onnxruntime = pytest.importorskip("onnxruntime")
     calibration = [(X * i / 8,) for i in range(1, 9)]
     program = pyramid(calibration=calibration)
-    model = half._model(program, precision, ["pictures"])
+    model = half._model(program, precision, ["images"])
     types = {node.op_type for node in model.graph.node}
     assert types >= ({"QuantizeLinear", "DequantizeLinear"} if precision == "int8" else {"Cast"})
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    found = session.run(None, {"pictures": X.numpy()})
+    found = session.run(None, {"images": X.numpy()})
     allowed = 0.01 if precision == "fp16" else 0.1
     for expected, values in zip(program.run([X]), found, strict=True):
         assert torch.from_numpy(values).dtype == torch.float32
@@ -146,7 +146,7 @@ def test_the_model_in_another_precision_computes_nearly_the_same(precision: str)
 def test_bf16_is_the_models_own_type() -> None:
     from onnx import TensorProto
 
-    model = half._model(pyramid(), "bf16", ["pictures"])
+    model = half._model(pyramid(), "bf16", ["images"])
     kinds = {tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) == 4}
     assert kinds == {TensorProto.BFLOAT16}
     assert {value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)} == {
@@ -157,7 +157,7 @@ def test_bf16_is_the_models_own_type() -> None:
 def test_int8_is_symmetric_with_biases_as_they_are() -> None:
     from onnx import numpy_helper
 
-    model = half._model(pyramid(calibration=[(X,)]), "int8", ["pictures"])
+    model = half._model(pyramid(calibration=[(X,)]), "int8", ["images"])
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     pairs = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
     assert len(pairs) >= 4
@@ -199,13 +199,13 @@ def test_a_dimension_without_an_upper_bound_gets_one() -> None:
 
 
 class SecondIsUnused(nn.Module):
-    def forward(self, pictures: Tensor, sizes: Tensor) -> Tensor:
-        return pictures * 2
+    def forward(self, images: Tensor, sizes: Tensor) -> Tensor:
+        return images * 2
 
 
 def test_an_input_that_the_segment_does_not_look_at_has_no_binding() -> None:
     artifact = built(program_of(SecondIsUnused(), (X, torch.ones(2))))
-    assert bindings_of(artifact)["inputs"] == ["pictures", ""]
+    assert bindings_of(artifact)["inputs"] == ["images", ""]
     assert len(artifact.spec.inputs) == 2
 
 
@@ -217,7 +217,7 @@ def test_one_capability_is_recorded() -> None:
 def test_engines_for_two_gpus_are_added_to_one_file(tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
     hybrid_rt.convert(
-        small_detector(), (small_picture(),), path, segments="backbone", engine="torchscript", measure=False
+        small_detector(), (small_image(),), path, segments="backbone", engine="torchscript", measure=False
     )
     for capability in ("8.6", "8.9"):
         options = {"tensorrt": {"compute_capabilities": [capability]}}
@@ -353,7 +353,7 @@ def test_building_for_the_present_gpu_needs_one() -> None:
 
 
 def test_a_profile_outside_the_segments_range_is_refused() -> None:
-    text = "segment 'backbone', input 'pictures', dimension 2: expected sizes that the segment accepts, 1..4 x 3"
+    text = "segment 'backbone', input 'images', dimension 2: expected sizes that the segment accepts, 1..4 x 3"
     with refused(text):
         built(pyramid(), profiles=[{"height": (32, 256)}])
 
@@ -361,15 +361,15 @@ def test_a_profile_outside_the_segments_range_is_refused() -> None:
 def test_sizes_without_an_upper_bound_are_refused() -> None:
     program = program_of(Pyramid(), ranges=[(1, 4), (3, 3), (32, UNBOUNDED), (32, 128)])
     with refused(
-        "input 'pictures', dimension 2: expected an upper bound, which TensorRT needs, got sizes of 32 or more."
+        "input 'images', dimension 2: expected an upper bound, which TensorRT needs, got sizes of 32 or more."
     ):
         built(program)
     assert built(program, profiles=[{"height": (32, 128)}]).spec.inputs[0].max == (4, 3, 128, 128)
 
 
 class InDouble(nn.Module):
-    def forward(self, pictures: Tensor) -> Tensor:
-        return pictures.double()
+    def forward(self, images: Tensor) -> Tensor:
+        return images.double()
 
 
 def test_a_type_that_tensorrt_lacks_is_refused() -> None:

@@ -172,9 +172,9 @@ def demo_bank(tmp_path_factory: pytest.TempPathFactory, demo_detector: nn.Module
 
 
 @needs_none
-def test_a_cpp_program_runs_the_bank_on_a_cpu(demo_bank: Path, demo_picture: Path) -> None:
+def test_a_cpp_program_runs_the_bank_on_a_cpu(demo_bank: Path, demo_image_path: Path) -> None:
     done = subprocess.run(
-        [installed("hybrid-rt-detect", "test"), demo_bank, demo_picture, "--json"],
+        [installed("hybrid-rt-detect", "test"), demo_bank, demo_image_path, "--json"],
         env={**os.environ, "HYBRID_RT_LOG": "info"},
         capture_output=True,
         text=True,
@@ -187,9 +187,9 @@ def test_a_cpp_program_runs_the_bank_on_a_cpu(demo_bank: Path, demo_picture: Pat
 
 
 @needs_none
-def test_a_cpp_program_says_that_there_is_no_cuda_device(demo_bank: Path, demo_picture: Path) -> None:
+def test_a_cpp_program_says_that_there_is_no_cuda_device(demo_bank: Path, demo_image_path: Path) -> None:
     done = subprocess.run(
-        [installed("hybrid-rt-detect", "test"), demo_bank, demo_picture, "--device", "cuda"],
+        [installed("hybrid-rt-detect", "test"), demo_bank, demo_image_path, "--device", "cuda"],
         capture_output=True,
         text=True,
         check=False,
@@ -201,7 +201,7 @@ def test_a_cpp_program_says_that_there_is_no_cuda_device(demo_bank: Path, demo_p
 # The run half's library
 
 
-def plugin_with(folder: Path, **environment: str) -> dict[str, Any]:
+def plugin_with(directory: Path, **environment: str) -> dict[str, Any]:
     """Reports the backend's state in a separate process."""
     program = (
         "import json, hybrid_rt\n"
@@ -216,11 +216,11 @@ def plugin_with(folder: Path, **environment: str) -> dict[str, Any]:
     return found
 
 
-def library(folder: Path, name: str, code: str) -> str:
-    source = folder / f"{name}.c"
+def library(directory: Path, name: str, code: str) -> str:
+    source = directory / f"{name}.c"
     source.write_text(code)
-    subprocess.run(["cc", "-shared", "-fPIC", source, "-o", folder / name], check=True)
-    return str(folder / name)
+    subprocess.run(["cc", "-shared", "-fPIC", source, "-o", directory / name], check=True)
+    return str(directory / name)
 
 
 TWO_GPUS = """

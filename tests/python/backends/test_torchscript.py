@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import hybrid_rt
-from backends.test_contract import STRUCTURES, pictures, program_of
-from helpers.small_detectors import small_picture
+from backends.test_contract import STRUCTURES, images, program_of
+from helpers.small_detectors import small_image
 from hybrid_rt import BackendError, OptionError
 from hybrid_rt.backends import registry
 from hybrid_rt.backends.selection import choose_variants
@@ -72,9 +72,9 @@ def test_bf16_is_near_fp32_in_every_structure_at_sizes_never_seen(
 
 def test_the_actual_precision_is_reported_and_bf16_is_used_only_if_requested_or_fast() -> None:
     torch.manual_seed(0)
-    program = program_of(nn.Conv2d(3, 8, 3).eval(), (pictures(),))
+    program = program_of(nn.Conv2d(3, 8, 3).eval(), (images(),))
     emulated, usual = engine_of(program), engine_of(program, emulated=False)
-    x = pictures()
+    x = images()
     (rounded,) = emulated.engine.run([x])
     assert torch.equal(rounded, rounded.bfloat16().float())
     (result,) = usual.engine.run([x])
@@ -84,7 +84,7 @@ def test_the_actual_precision_is_reported_and_bf16_is_used_only_if_requested_or_
 
 
 def test_bf16_has_half_the_bytes() -> None:
-    program = program_of(nn.Conv2d(3, 512, 9).eval(), (pictures(),))
+    program = program_of(nn.Conv2d(3, 512, 9).eval(), (images(),))
     assert artifact_of(program).size < 0.6 * TORCHSCRIPT.compile(program, "fp32").size
     constants = [node for node in program.traced().member_0.graph.nodes() if node.kind() == "prim::Constant"]
     weights = [node.output().toIValue() for node in constants if isinstance(node.output().toIValue(), Tensor)]
@@ -99,8 +99,8 @@ class Counts(nn.Module):
         self.body = nn.Conv2d(3, 4, 3)
         self.register_buffer("offset", torch.tensor([2**40 + 1]))
 
-    def forward(self, pictures: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        features = self.body(pictures)
+    def forward(self, images: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        features = self.body(images)
         return features + places.float().mean(), places + self.offset, features > 0
 
 
@@ -108,11 +108,11 @@ def test_whole_numbers_are_not_rounded() -> None:
     torch.manual_seed(0)
     module = Counts().eval()
     places = torch.tensor([257, 2**40 + 3])
-    engine = engine_of(program_of(module, (pictures(), torch.tensor([1, 2]))))
-    features, moved, above = engine(pictures(), places)
+    engine = engine_of(program_of(module, (images(), torch.tensor([1, 2]))))
+    features, moved, above = engine(images(), places)
     assert torch.equal(moved, places + 2**40 + 1)
     assert above.dtype == torch.bool
-    assert_near(features, module(pictures(), places)[0])
+    assert_near(features, module(images(), places)[0])
 
 
 @pytest.mark.parametrize("emulated", [True, False])
@@ -123,7 +123,7 @@ def test_a_batch_norm_keeps_its_numbers(emulated: bool) -> None:
     module = nn.Sequential(norm, nn.ReLU(), nn.Conv2d(3, 4, 1)).eval()
     module[2].weight.fill_(1)
     module[2].bias.zero_()
-    engine = engine_of(program_of(module, (pictures() + 258,)), emulated=emulated)
+    engine = engine_of(program_of(module, (images() + 258,)), emulated=emulated)
     assert_near(engine(torch.full((1, 3, 16, 24), 258.0)), torch.full((1, 4, 16, 24), 3.0))
 
 
@@ -133,8 +133,8 @@ def test_a_batch_norm_behind_a_convolution_is_folded_in_fp32() -> None:
     norm.running_var.uniform_(1e-4, 1e-3)
     norm.running_mean.normal_(0, 0.03)
     module = nn.Sequential(nn.Conv2d(3, 8, 3), norm).eval()
-    engine = engine_of(program_of(module, (pictures(),)))
-    assert_near(engine(pictures()), module(pictures()))
+    engine = engine_of(program_of(module, (images(),)))
+    assert_near(engine(images()), module(images()))
 
 
 class MakesTensors(nn.Module):
@@ -156,8 +156,8 @@ class MakesTensors(nn.Module):
 def test_tensors_made_inside_a_segment_are_cast(emulated: bool) -> None:
     torch.manual_seed(0)
     module = MakesTensors().eval()
-    engine = engine_of(program_of(module, (pictures(),), (pictures(1, 32, 48),)), emulated=emulated)
-    assert_near(engine(pictures(1, 24, 40)), module(pictures(1, 24, 40)))
+    engine = engine_of(program_of(module, (images(),), (images(1, 32, 48),)), emulated=emulated)
+    assert_near(engine(images(1, 24, 40)), module(images(1, 24, 40)))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
@@ -165,8 +165,8 @@ def test_tensors_made_inside_a_segment_are_cast(emulated: bool) -> None:
 def test_a_segment_of_another_dtype_keeps_it_outside(dtype: torch.dtype, emulated: bool) -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval().to(dtype)
-    engine = engine_of(program_of(module, (pictures().to(dtype),)), emulated=emulated)
-    assert_near(engine(pictures().to(dtype)), module(pictures().to(dtype)))
+    engine = engine_of(program_of(module, (images().to(dtype),)), emulated=emulated)
+    assert_near(engine(images().to(dtype)), module(images().to(dtype)))
 
 
 class Inverts(nn.Module):
@@ -175,7 +175,7 @@ class Inverts(nn.Module):
 
 
 def test_an_operation_without_bf16_is_an_error_when_converting() -> None:
-    program = program_of(Inverts().eval(), (pictures(),))
+    program = program_of(Inverts().eval(), (images(),))
     with pytest.raises(
         BackendError,
         match=r"segment 'backbone': expected operations that torch has in bf16, got .*BFloat16",
@@ -213,8 +213,8 @@ class Wide(nn.Module):
         super().__init__()
         self.backbone = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 128, 3))
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        return self.backbone(pictures).mean(dim=(2, 3))
+    def forward(self, images: Tensor) -> Tensor:
+        return self.backbone(images).mean(dim=(2, 3))
 
 
 def wide() -> Wide:
@@ -225,7 +225,7 @@ def wide() -> Wide:
 
 def converted(path: Path, engine: str | list[str], **options: Any) -> list[str]:
     """Converts a detector and returns the bundle's variants."""
-    hybrid_rt.convert(wide(), (small_picture(),), path, segments="backbone", engine=engine, measure=False, **options)
+    hybrid_rt.convert(wide(), (small_image(),), path, segments="backbone", engine=engine, measure=False, **options)
     return variants_of(path)
 
 
@@ -245,12 +245,12 @@ def test_in_one_file_with_openvino_in_fp32_nothing_is_shared(tmp_path: Path) -> 
     assert converted(path, ["openvino", "torchscript:bf16"], fallback=False) == ["openvino:fp32", "torchscript:bf16"]
     stored, needed = stored_and_needed(path)
     assert stored >= 0.98 * needed
-    expected = wide()(small_picture())
+    expected = wide()(small_image())
     for backend, precision in (("openvino", "fp32"), ("torchscript", "bf16")):
         module = hybrid_rt.load(path, backend=backend, emulate_precision=True)
         (choice,) = hybrid_rt.engines(module)
         assert (choice["backend"], choice["precision"]) == (backend, precision)
-        assert_near(module(small_picture()), expected)
+        assert_near(module(small_image()), expected)
     # The weights in the file are rounded, so that no other variant is made from them.
     with pytest.raises(
         OptionError,

@@ -48,7 +48,7 @@ def test_every_bundle_sees_each_image_in_turn() -> None:
     seen: dict[str, list[int]] = {"a": [], "b": []}
 
     def recorder(name: str) -> Callable[[list[int]], None]:
-        return lambda pictures: seen[name].extend(pictures)
+        return lambda images: seen[name].extend(images)
 
     calls = {name: _in_turn(recorder(name), [1, 2, 3]) for name in seen}
     for _ in range(4):
@@ -86,17 +86,19 @@ def test_bench_prints_one_table_and_draws_one_plot(
     rows = json.loads(output.read_text())
     assert [row["name"] for row in rows] == ["digits", "plain"]
     assert rows[0]["accuracy"]["mAP"] > 0.5
-    with Image.open(plot) as picture:
-        assert picture.width > 500
-        assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 50
+    with Image.open(plot) as image:
+        assert image.width > 500
+        assert len(image.convert("RGB").getcolors(1 << 24) or []) > 50
 
 
 @pytest.mark.slow
 def test_bench_puts_backbones_under_the_first_bundles_head(
-    demo_bundle: Path, demo_picture: Path, capsys: pytest.CaptureFixture[str]
+    demo_bundle: Path, demo_image_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     backbone = "helpers.small_detectors:demo_backbone"
-    code, out, _ = run(capsys, demo_bundle, "--backbone", backbone, "--pictures", demo_picture, "--repeat", 1, "--json")
+    code, out, _ = run(
+        capsys, demo_bundle, "--backbone", backbone, "--images", demo_image_path, "--repeat", 1, "--json"
+    )
     assert code == 0
     rows = json.loads(out)
     assert [row["name"] for row in rows] == ["digits", backbone]
@@ -105,10 +107,10 @@ def test_bench_puts_backbones_under_the_first_bundles_head(
 
 @pytest.mark.slow
 def test_bench_without_annotations_draws_latency_alone(
-    demo_bundle: Path, demo_picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    demo_bundle: Path, demo_image_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plot = tmp_path / "plot.svg"
-    code, out, _ = run(capsys, demo_bundle, "--pictures", demo_picture, "--repeat", 2, "--json", "--plot", plot)
+    code, out, _ = run(capsys, demo_bundle, "--images", demo_image_path, "--repeat", 2, "--json", "--plot", plot)
     assert code == 0
     assert json.loads(out)[0]["accuracy"] is None
     assert "<svg" in plot.read_text()
@@ -120,20 +122,20 @@ def test_bench_without_annotations_draws_latency_alone(
         (["--plot", "x.gif"], "plot x.gif: expected a name that ends in one of .png, .svg, .pdf, got '.gif'"),
         (["--repeat", "0"], "repeat: expected at least 1, got 0"),
         (["--coco", "missing.json"], "annotations missing.json: expected a JSON file"),
-        (["--pictures", "missing.png"], "image missing.png: expected an image file"),
+        (["--images", "missing.png"], "image missing.png: expected an image file"),
     ],
 )
 def test_bad_options_of_bench(
-    demo_bundle: Path, demo_picture: Path, options: list[str], text: str, capsys: pytest.CaptureFixture[str]
+    demo_bundle: Path, demo_image_path: Path, options: list[str], text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, _, err = run(capsys, demo_bundle, "--pictures", demo_picture, *options)
+    code, _, err = run(capsys, demo_bundle, "--images", demo_image_path, *options)
     assert code == 2
     assert text in err
 
 
 def test_the_same_file_twice_is_refused(
-    demo_bundle: Path, demo_picture: Path, capsys: pytest.CaptureFixture[str]
+    demo_bundle: Path, demo_image_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, _, err = run(capsys, demo_bundle, demo_bundle, "--pictures", demo_picture)
+    code, _, err = run(capsys, demo_bundle, demo_bundle, "--images", demo_image_path)
     assert code == 2
     assert f"bench: expected each MODEL once, got {demo_bundle} twice" in err

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import hybrid_rt
-from helpers.small_detectors import small_detector, small_picture
+from helpers.small_detectors import small_detector, small_image
 from hybrid_rt import InputError, OptionError
 from hybrid_rt.backends.base import LayerTime
 from hybrid_rt.backends.onnxruntime.layers import _layers
@@ -19,15 +19,15 @@ from hybrid_rt.bundle.call_parts import profiled_calls
 from hybrid_rt.cli.main import main
 
 
-def picture(seed: int = 0) -> Tensor:
+def image(seed: int = 0) -> Tensor:
     """Returns an image so large that each convolution takes at least a microsecond, the profilers' resolution."""
-    return small_picture(160, 192, seed=seed)
+    return small_image(160, 192, seed=seed)
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("profile") / "x.pt"
-    hybrid_rt.convert(small_detector(), (picture(),), path, segments="backbone", measure=False)
+    hybrid_rt.convert(small_detector(), (image(),), path, segments="backbone", measure=False)
     return path
 
 
@@ -63,7 +63,7 @@ def test_inputs_that_an_engine_copied_are_counted() -> None:
 
 
 def test_the_layers_of_openvino_and_their_operations(bundle: Path) -> None:
-    [engine] = hybrid_rt.profile(bundle, (picture(seed=1),), repeat=1).engines
+    [engine] = hybrid_rt.profile(bundle, (image(seed=1),), repeat=1).engines
     assert (engine.engine, engine.backend, engine.precision, engine.reason) == ("backbone", "openvino", "fp32", "")
     counted = {layer.name: layer.operations for layer in engine.layers if layer.operations}
     convolutions = [module for module in small_detector().backbone.modules() if isinstance(module, torch.nn.Conv2d)]
@@ -75,7 +75,7 @@ def test_the_layers_of_openvino_and_their_operations(bundle: Path) -> None:
 
 def test_the_nodes_of_onnxruntime_and_their_operations(tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
-    hybrid_rt.convert(small_detector(), (picture(),), path, engine="onnxruntime", segments="backbone", measure=False)
+    hybrid_rt.convert(small_detector(), (image(),), path, engine="onnxruntime", segments="backbone", measure=False)
     [engine] = hybrid_rt.profile(path, repeat=1, threads=1).engines
     assert (engine.backend, engine.reason) == ("onnxruntime", "")
     convolutions = [module for module in small_detector().backbone.modules() if isinstance(module, torch.nn.Conv2d)]
@@ -145,8 +145,8 @@ def test_bad_arguments(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"the inputs: expected inputs that the bundle accepts, got .*expected 1x3x160x192 float32"
     ):
-        hybrid_rt.profile(bundle, (small_picture(40, 56),))
+        hybrid_rt.profile(bundle, (small_image(40, 56),))
     without = tmp_path / "y.pt"
-    hybrid_rt.convert(small_detector(), (small_picture(),), without, segments="backbone", measure=False, golden=False)
+    hybrid_rt.convert(small_detector(), (small_image(),), without, segments="backbone", measure=False, golden=False)
     with pytest.raises(hybrid_rt.BundleError, match="expected a golden sample, got none"):
         hybrid_rt.profile(without)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from helpers.small_detectors import ListDetector, SmallDetector, small_picture
+from helpers.small_detectors import ListDetector, SmallDetector, small_image
 from hybrid_rt import OptionError, inspect
 from hybrid_rt.bench import run as bench_run
 from hybrid_rt.bench import tables, whole_graph
@@ -47,12 +47,12 @@ def small(kind: type[ListDetector] = ListDetector) -> nn.Module:
         return kind(SmallDetector()).eval()
 
 
-def pictures(count: int = 1) -> list[Tensor]:
-    return [small_picture(seed=seed)[0] for seed in range(count)]
+def images(count: int = 1) -> list[Tensor]:
+    return [small_image(seed=seed)[0] for seed in range(count)]
 
 
 def subject(kind: type[ListDetector] = ListDetector, count: int = 1) -> Subject:
-    return Subject("small", lambda: small(kind), pictures(count))
+    return Subject("small", lambda: small(kind), images(count))
 
 
 # Cases
@@ -111,7 +111,7 @@ def test_all_runtimes_run_on_a_gpu(tmp_path: Path) -> None:
 def test_int8_is_calibrated_on_separate_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("nncf")
     chosen = cases(["openvino:int8"], runtimes=["eager", "hybrid-cpp", "whole"])
-    given = Subject("small", small, pictures(1), calibration=pictures(4)[1:])
+    given = Subject("small", small, images(1), calibration=images(4)[1:])
     results = run(given, chosen, tmp_path, Settings(rounds=1, warm_up=0, threads=1, int8_seconds=5))
     assert [result.failure for result in results] == ["", "", ""]
     assert [result.case.precision for result in results] == ["fp32", "int8", "int8"]
@@ -143,10 +143,10 @@ def test_a_whole_graph_gives_all_boxes_of_its_detector(engine: str, tmp_path: Pa
     """If asked only for boxes, an engine would skip the computation of masks."""
     torch.manual_seed(0)
     detector = FindsMasks().eval()
-    picture = torch.rand(3, 16, 24)
-    whole_graph.build(engine, detector, [picture], "fp32", tmp_path / engine)
-    (found,) = whole_graph.open_whole(engine, "fp32", tmp_path / engine, 1)([picture])
-    (expected,) = detector([picture])
+    image = torch.rand(3, 16, 24)
+    whole_graph.build(engine, detector, [image], "fp32", tmp_path / engine)
+    (found,) = whole_graph.open_whole(engine, "fp32", tmp_path / engine, 1)([image])
+    (expected,) = detector([image])
     assert list(found) == list(expected)
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name].to(tensor.dtype), tensor, atol=1e-4, rtol=1e-4)
@@ -271,8 +271,8 @@ def test_the_directory_has_json_markdown_and_a_plot(measured: tuple[Path, Machin
     assert "A note." in page
     assert "| hybrid torchscript fp32, C++ |" in page
     assert "Failed:\n\n- hybrid no_such_engine fp32, Python: prepare: OptionError" in page
-    with Image.open(output / "small.png") as picture:
-        assert picture.width > 500
+    with Image.open(output / "small.png") as image:
+        assert image.width > 500
 
 
 def test_boxes_that_differ_are_shown(tmp_path: Path) -> None:
@@ -288,8 +288,8 @@ def test_hybrids_of_fixed_sizes_take_the_images_alone(tmp_path: Path) -> None:
     settings = Settings(rounds=1, warm_up=0, threads=1, segments=["backbone"], fixed_sizes=True)
     run(subject(), chosen, tmp_path, settings)
     (segment,) = inspect(tmp_path / "hybrid_torchscript_fp32.pt")["engines"]
-    (picture,) = segment["variants"][0]["inputs"]
-    assert picture["min"][2:] == picture["max"][2:] == [32, 32]
+    (image,) = segment["variants"][0]["inputs"]
+    assert image["min"][2:] == image["max"][2:] == [32, 32]
 
 
 def test_unrunnable_options_are_refused_before_work(tmp_path: Path) -> None:
@@ -347,10 +347,10 @@ def test_a_table_shows_speed_up_boxes_and_failures() -> None:
 
 
 def test_compare_engines_runs_a_detector_in_every_way_that_is_named(
-    tmp_path: Path, demo_picture: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, demo_image_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--runtimes", "eager,torchscript-cpp", "--engine", "torchscript", "--repeat", "1", "--warm-up", "0"]
-    where = ["--pictures", str(demo_picture), "--threads", "1", "--output", str(tmp_path / "out")]
+    where = ["--images", str(demo_image_path), "--threads", "1", "--output", str(tmp_path / "out")]
     assert main(["compare-engines", DETECTOR, *options, *where]) == 0
     captured = capsys.readouterr()
     assert NAME in captured.out
@@ -360,10 +360,10 @@ def test_compare_engines_runs_a_detector_in_every_way_that_is_named(
 
 
 def test_bench_for_detectors_still_works_and_names_the_new_verb(
-    demo_picture: Path, capsys: pytest.CaptureFixture[str]
+    demo_image_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--runtimes", "eager", "--engine", "torchscript", "--repeat", "1", "--warm-up", "0", "--threads", "1"]
-    assert main(["bench", "--detector", DETECTOR, "--pictures", str(demo_picture), "--json", *options]) == 0
+    assert main(["bench", "--detector", DETECTOR, "--images", str(demo_image_path), "--json", *options]) == 0
     captured = capsys.readouterr()
     assert [entry["detector"] for entry in json.loads(captured.out)["results"]] == [NAME]
     assert captured.err == "hybrid-rt: notice: bench --detector is now: hybrid-rt compare-engines DETECTOR ...\n"
@@ -384,7 +384,7 @@ def test_bench_for_detectors_still_works_and_names_the_new_verb(
     ],
 )
 def test_bad_options_of_bench_for_detectors(
-    options: list[str], text: str, demo_picture: Path, capsys: pytest.CaptureFixture[str]
+    options: list[str], text: str, demo_image_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["bench", "--pictures", str(demo_picture), *options]) == 2
+    assert main(["bench", "--images", str(demo_image_path), *options]) == 2
     assert text in capsys.readouterr().err

@@ -12,7 +12,7 @@ import torch
 
 import hybrid_rt
 from helpers.bundle_surgery import save_with_backends, small_artifact
-from helpers.small_detectors import small_picture
+from helpers.small_detectors import small_image
 from hybrid_rt import BackendError, OptionError
 from hybrid_rt.cli.main import main
 from hybrid_rt.common.executables import program
@@ -94,7 +94,7 @@ def test_the_environment_is_the_policy_of_everything_in_the_process(
     assert engine.chosen.backend == "torchscript"
     assert backend_of(hybrid_rt.load(small_bundle, allow=["openvino"])) == "openvino"  # the argument takes precedence
     plain = torch.jit.load(str(small_bundle))  # without our library's check
-    plain(small_picture())
+    plain(small_image())
     assert backend_of(plain) == "torchscript"
     monkeypatch.setenv("HYBRID_RT_ALLOW", " , ")
     with pytest.raises(BackendError, match="may run here"):
@@ -109,8 +109,8 @@ def test_check_names_the_permitted_variants(small_bundle: Path, capsys: pytest.C
     assert main(["check", str(small_bundle), "--allow", "tvm"]) == 1
 
 
-def test_the_programs_obey_the_policy(demo_bundle: Path, demo_picture: Path) -> None:
-    command = [program("hybrid-rt-detect", "test"), str(demo_bundle), str(demo_picture), "--json", "--allow"]
+def test_the_programs_obey_the_policy(demo_bundle: Path, demo_image_path: Path) -> None:
+    command = [program("hybrid-rt-detect", "test"), str(demo_bundle), str(demo_image_path), "--json", "--allow"]
     done = subprocess.run([*command, "onnxruntime,torchscript"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert set(json.loads(done.stdout)["engines"].values()) == {"torchscript"}

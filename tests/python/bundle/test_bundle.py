@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import hybrid_rt
 from helpers.bundle_surgery import read_record, record_names, run_python, save_with_backends
-from helpers.small_detectors import small_detector, small_picture
+from helpers.small_detectors import small_detector, small_image
 from hybrid_rt import BundleError, _native
 from hybrid_rt.bundle import archive as bundle
 from hybrid_rt.torchscript import jit
@@ -159,9 +159,9 @@ def test_a_bundle_behaves_like_the_detector(
 
 
 def test_plain_torch_load_runs_it_too(small_bundle: Path) -> None:
-    picture = small_picture()
-    found = torch.jit.load(str(small_bundle))(picture)
-    assert all(map(torch.allclose, found, small_detector()(picture)))
+    image = small_image()
+    found = torch.jit.load(str(small_bundle))(image)
+    assert all(map(torch.allclose, found, small_detector()(image)))
 
 
 def test_threads_are_taken_from_the_option_or_from_torch(demo_bundle: Path) -> None:
@@ -184,7 +184,7 @@ def test_the_file_may_go_once_it_is_loaded(small_bundle: Path, tmp_path: Path) -
     path.write_bytes(small_bundle.read_bytes())
     module = hybrid_rt.load(path)
     path.unlink()
-    assert len(module(small_picture())) == 3
+    assert len(module(small_image())) == 3
 
 
 def test_check_says_which_variant_would_run(demo_bundle: Path) -> None:
@@ -249,7 +249,7 @@ def test_any_file_name_will_do(small_bundle: Path, tmp_path: Path, name: str) ->
     path = tmp_path / name
     save_again(small_bundle, path)
     assert hybrid_rt.check(path)[0].chosen is not None
-    assert len(hybrid_rt.load(path)(small_picture())) == 3
+    assert len(hybrid_rt.load(path)(small_image())) == 3
     assert [entry.name for entry in tmp_path.iterdir()] == [name]
 
 
@@ -265,23 +265,23 @@ def test_a_loaded_bundle_can_be_overwritten(small_bundle: Path, tmp_path: Path) 
     path = tmp_path / "detector.pt"
     save_again(small_bundle, path)
     module = hybrid_rt.load(path)
-    before = module(small_picture())
+    before = module(small_image())
     bundle.save(module, path, bundle.read_manifest(path))
-    assert all(map(torch.equal, before, module(small_picture())))
-    assert all(map(torch.equal, before, hybrid_rt.load(path)(small_picture())))
+    assert all(map(torch.equal, before, module(small_image())))
+    assert all(map(torch.equal, before, hybrid_rt.load(path)(small_image())))
 
 
 @pytest.mark.parametrize(
     ("place", "reason"),
     [
-        ("folder", "got a directory of that name."),
+        ("directory", "got a directory of that name."),
         ("missing/x.pt", "got No such file or directory."),
         ("file/x.pt", "got Not a directory."),
         ("/proc/x.pt", "got No such file or directory."),
     ],
 )
 def test_a_place_that_cannot_be_written(small_bundle: Path, tmp_path: Path, place: str, reason: str) -> None:
-    (tmp_path / "folder").mkdir()
+    (tmp_path / "directory").mkdir()
     (tmp_path / "file").touch()
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(BundleError) as caught:

@@ -29,7 +29,7 @@ from helpers.bundle_surgery import (
     save_with_backends,
     small_artifact,
 )
-from helpers.small_detectors import small_detector, small_picture
+from helpers.small_detectors import small_detector, small_image
 from hybrid_rt import BackendError, BundleError, InputError, OptionError
 from hybrid_rt.common.specs import blob_from_bytes
 
@@ -43,7 +43,7 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns the small detector with an OpenVINO and a TorchScript variant of its backbone. Do not modify it."""
     path = tmp_path_factory.mktemp("small") / "small.pt"
     shapes = {"height": (16, 64), "batch": (1, 2)}
-    hybrid_rt.convert(small_detector(), (small_picture(),), path, segments="backbone", shapes=shapes)
+    hybrid_rt.convert(small_detector(), (small_image(),), path, segments="backbone", shapes=shapes)
     return path
 
 
@@ -216,7 +216,7 @@ def test_plain_torch_load_detects_an_altered_engine_at_the_first_run(small_bundl
     module = torch.jit.load(str(path))
     for _ in range(2):
         with pytest.raises(RuntimeError) as caught:
-            module(small_picture())
+            module(small_image())
         assert "hybrid_rt[openvino]: engine 'backbone', blob 'xml': expected the SHA-256 " in str(caught.value)
         assert DAMAGED in str(caught.value)
 
@@ -224,14 +224,14 @@ def test_plain_torch_load_detects_an_altered_engine_at_the_first_run(small_bundl
 @pytest.mark.slow
 def test_bytes_flipped_anywhere_never_crash(small_bundle: Path, tmp_path: Path) -> None:
     """Checks that a file that still loads gives the right result: the byte was padding or in an unused variant."""
-    picture = small_picture()
-    expected = hybrid_rt.load(small_bundle)(picture)
+    image = small_image()
+    expected = hybrid_rt.load(small_bundle)(image)
     size = small_bundle.stat().st_size
     refused = 0
     for i in range(100):
         path = flip_byte(small_bundle, tmp_path / "flipped.pt", size * i // 100)
         try:
-            found = hybrid_rt.load(path)(picture)
+            found = hybrid_rt.load(path)(image)
         except BundleError:
             refused += 1
         else:
@@ -425,7 +425,7 @@ def test_no_variant_that_can_run_lists_each_with_reason_and_remedy(tmp_path: Pat
 def test_plain_torch_load_says_at_the_first_run_that_no_variant_can_run(tmp_path: Path) -> None:
     module = torch.jit.load(str(save_with_backends(tmp_path / "nosuch.pt", ["nosuch"])))
     with pytest.raises(RuntimeError, match=r"hybrid_rt\[variants\]: engine 'backbone': expected a variant that can"):
-        module(small_picture())
+        module(small_image())
 
 
 def test_with_a_fallback_a_missing_backend_does_not_matter(tmp_path: Path) -> None:
@@ -435,8 +435,8 @@ def test_with_a_fallback_a_missing_backend_does_not_matter(tmp_path: Path) -> No
     assert engine["backend"] == "torchscript"
     assert [variant["chosen"] for variant in engine["variants"]] == [False, True]
     assert "libhybrid_rt_nosuch.so" in engine["variants"][0]["refusal"]
-    picture = small_picture()
-    assert torch.allclose(module(picture)[1], small_detector()(picture)[1])
+    image = small_image()
+    assert torch.allclose(module(image)[1], small_detector()(image)[1])
 
 
 @pytest.mark.parametrize(
@@ -457,7 +457,7 @@ def test_an_engine_that_its_runtime_cannot_read_is_replaced_by_the_next(
     (engine,) = hybrid_rt.engines(module)
     assert [variant["chosen"] for variant in engine["variants"]] == [False, True]
     assert told in engine["variants"][0]["refusal"]
-    module(small_picture())
+    module(small_image())
     with pytest.raises(BackendError, match=re.escape(f"none of 1:\n  {backend} (fp32): {told}")):
         hybrid_rt.load(save_with_backends(tmp_path / "only_bad.pt", [bad]))
 
@@ -477,7 +477,7 @@ def test_plain_torch_load_follows_the_environment(small_bundle: Path, monkeypatc
     monkeypatch.setenv("HYBRID_RT_BACKEND", "torchscript")
     module = torch.jit.load(str(small_bundle))
     assert hybrid_rt.engines(module)[0]["backend"] == ""
-    module(small_picture())
+    module(small_image())
     assert hybrid_rt.engines(module)[0]["backend"] == "torchscript"
 
 
@@ -505,9 +505,9 @@ def test_a_device_that_no_variant_has(small_bundle: Path) -> None:
 
 LOAD_AND_TELL = """
 import json, sys, torch, hybrid_rt
-from helpers.small_detectors import small_picture
+from helpers.small_detectors import small_image
 module = hybrid_rt.load(sys.argv[1])
-boxes = module(small_picture())[0]
+boxes = module(small_image())[0]
 backends = {info.name: [info.available, info.reason] for info in hybrid_rt.backends()}
 print(json.dumps({"engines": hybrid_rt.engines(module), "boxes": len(boxes), "backends": backends}))
 """
@@ -532,18 +532,18 @@ def test_without_the_vendors_library_the_fallback_runs(small_bundle: Path) -> No
 def test_plugins_that_cannot_be_opened_are_listed_with_the_reason(small_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "libhybrid_rt_garbage.so").write_bytes(b"no shared library " * 50)
     (tmp_path / "libhybrid_rt_empty.so").touch()
-    (tmp_path / "libhybrid_rt_folder.so").mkdir()
+    (tmp_path / "libhybrid_rt_directory.so").mkdir()
     (tmp_path / "unrelated.txt").touch()
     installed = Path(hybrid_rt._native.__file__).parent / "lib"
     # One shared library that is not a plug-in, and a plug-in under a wrong name.
     shutil.copy(_ctypes.__file__, tmp_path / "libhybrid_rt_foreign.so")
     shutil.copy(installed / "libhybrid_rt_torchscript.so", tmp_path / "libhybrid_rt_renamed.so")
-    folders = f"{tmp_path}:{tmp_path / 'missing'}:"
-    done = run_python(LOAD_AND_TELL, small_bundle, HYBRID_RT_PLUGIN_PATH=folders)
+    directories = f"{tmp_path}:{tmp_path / 'missing'}:"
+    done = run_python(LOAD_AND_TELL, small_bundle, HYBRID_RT_PLUGIN_PATH=directories)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["engines"][0]["backend"] == "openvino"
-    for name in ("garbage", "empty", "folder"):
+    for name in ("garbage", "empty", "directory"):
         available, reason = told["backends"][name]
         assert available is False
         assert "the plug-in can't be opened: " in reason
@@ -565,7 +565,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> torch.ScriptObject:
     from hybrid_rt.conversion.assemble.engine_module import make_engine
 
     detector = small_detector()
-    program = capture_alone(detector, "backbone", [(small_picture(),)], [(1, 4), (3, 3), (16, 64), (32, 32)])
+    program = capture_alone(detector, "backbone", [(small_image(),)], [(1, 4), (3, 3), (16, 64), (32, 32)])
     made = make_engine(["backbone"], pack([registry.backend("torchscript").compile(program, "fp32")]))
     made.prepare("", torch.device("cpu"), 0, False)
     return made
@@ -578,33 +578,33 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> torch.ScriptObject:
         ([torch.zeros(1, 3, 32, 32)] * 2, "inputs: expected 1 tensors, got 2."),
         (
             [torch.zeros(1, 3, 32, 32, dtype=torch.float64)],
-            "input 'pictures': expected float32, got float64. Convert the input before the call.",
+            "input 'images': expected float32, got float64. Convert the input before the call.",
         ),
-        ([torch.zeros(1, 3, 32, 32, dtype=torch.uint8)], "input 'pictures': expected float32, got uint8."),
+        ([torch.zeros(1, 3, 32, 32, dtype=torch.uint8)], "input 'images': expected float32, got uint8."),
         (
             [torch.zeros(3, 32, 32)],
-            "input 'pictures': expected 4 dimensions (1..4x3x16..64x32 float32), got 3 (3x32x32). "
+            "input 'images': expected 4 dimensions (1..4x3x16..64x32 float32), got 3 (3x32x32). "
             "Add or remove the batch dimension.",
         ),
-        ([torch.tensor(1.0)], "input 'pictures': expected 4 dimensions (1..4x3x16..64x32 float32), got 0 (a scalar)."),
+        ([torch.tensor(1.0)], "input 'images': expected 4 dimensions (1..4x3x16..64x32 float32), got 0 (a scalar)."),
         (
             [torch.zeros(1, 3, 65, 32)],
-            "input 'pictures', dimension 2: expected 1..4x3x16..64x32 float32, got 1x3x65x32. "
+            "input 'images', dimension 2: expected 1..4x3x16..64x32 float32, got 1x3x65x32. "
             "Resize the images, or convert again with shapes= that cover this size.",
         ),
         (
             [torch.zeros(1, 3, 15, 32)],
-            "input 'pictures', dimension 2: expected 1..4x3x16..64x32 float32, got 1x3x15",
+            "input 'images', dimension 2: expected 1..4x3x16..64x32 float32, got 1x3x15",
         ),
         (
             [torch.zeros(0, 3, 32, 32)],
-            "input 'pictures', dimension 0: expected 1..4x3x16..64x32 float32, got 0x3x",
+            "input 'images', dimension 0: expected 1..4x3x16..64x32 float32, got 0x3x",
         ),
-        ([torch.zeros(5, 3, 32, 32)], "input 'pictures', dimension 0: expected"),
-        ([torch.zeros(1, 4, 32, 32)], "input 'pictures', dimension 1: expected"),
+        ([torch.zeros(5, 3, 32, 32)], "input 'images', dimension 0: expected"),
+        ([torch.zeros(1, 4, 32, 32)], "input 'images', dimension 1: expected"),
         (
             [torch.zeros(1, 3, 32, 32, device="meta")],
-            "input 'pictures': expected a tensor on cpu, got one on meta. Move the input",
+            "input 'images': expected a tensor on cpu, got one on meta. Move the input",
         ),
     ],
 )
@@ -623,27 +623,27 @@ def test_an_input_that_breaks_the_contract_is_refused(
 @pytest.mark.parametrize("size", [(1, 16), (4, 64), (2, 33)])
 def test_inputs_at_the_bounds_run(engine: torch.ScriptObject, size: tuple[int, int]) -> None:
     batch, height = size
-    pictures = torch.rand(batch, 3, height, 32)
-    fine, coarse = torch.ops.hybrid_rt.run_engine(engine, [pictures])
-    expected = small_detector().backbone(pictures)
+    images = torch.rand(batch, 3, height, 32)
+    fine, coarse = torch.ops.hybrid_rt.run_engine(engine, [images])
+    expected = small_detector().backbone(images)
     assert torch.allclose(fine, expected["fine"], atol=1e-5)
     assert torch.allclose(coarse, expected["coarse"], atol=1e-5)
 
 
 def test_an_input_that_is_not_contiguous_runs(engine: torch.ScriptObject) -> None:
-    pictures = torch.rand(1, 3, 32, 64)[..., ::2]
-    (fine, _) = torch.ops.hybrid_rt.run_engine(engine, [pictures])
-    assert torch.allclose(fine, small_detector().backbone(pictures)["fine"], atol=1e-5)
+    images = torch.rand(1, 3, 32, 64)[..., ::2]
+    (fine, _) = torch.ops.hybrid_rt.run_engine(engine, [images])
+    assert torch.allclose(fine, small_detector().backbone(images)["fine"], atol=1e-5)
 
 
 def test_an_image_beyond_the_bounds_says_so_through_the_detector(small_bundle: Path) -> None:
     module = hybrid_rt.load(small_bundle)
     with pytest.raises(RuntimeError) as caught:
-        module(small_picture(80, 32))
-    assert "hybrid_rt[openvino]: engine 'backbone', input 'pictures', dimension 2: expected 1..2x3x16..64x32" in str(
+        module(small_image(80, 32))
+    assert "hybrid_rt[openvino]: engine 'backbone', input 'images', dimension 2: expected 1..2x3x16..64x32" in str(
         caught.value
     )
-    module(small_picture(48, 32))  # the module still works
+    module(small_image(48, 32))  # the module still works
 
 
 def test_an_engine_holds_its_records(small_bundle: Path) -> None:

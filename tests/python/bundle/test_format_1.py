@@ -13,7 +13,7 @@ import torch
 import hybrid_rt
 from helpers.bundle_surgery import manifest_of, read_record, rewrite_manifest
 from helpers.paths import ROOT
-from helpers.small_detectors import SmallDetector, small_picture
+from helpers.small_detectors import SmallDetector, small_image
 from hybrid_rt import BundleError
 from hybrid_rt import bundle as bundle_package
 from hybrid_rt.cli.main import main
@@ -23,8 +23,8 @@ from hybrid_rt.conversion.export.triton import export_triton
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
 
-FOLDER = ROOT / "tests" / "data" / "format_1"
-BANK, FUSED, SINGLE = (FOLDER / name for name in ("bank.pt", "fused.pt", "single.pt"))
+DIRECTORY = ROOT / "tests" / "data" / "format_1"
+BANK, FUSED, SINGLE = (DIRECTORY / name for name in ("bank.pt", "fused.pt", "single.pt"))
 ALL = [BANK, FUSED, SINGLE]
 SCHEMA = json.loads(Path(bundle_package.__file__).with_name("manifest.schema.json").read_text(encoding="utf-8"))
 
@@ -121,7 +121,7 @@ def test_the_cpp_program_verifies_them(path: Path) -> None:
 @pytest.mark.parametrize("name", ["backbone+head", "backbone", "head"])
 def test_their_engines_open_alone(name: str) -> None:
     engine = hybrid_rt.open_engine(FUSED, name, backend="torchscript")
-    assert len(engine(small_picture())) == 4
+    assert len(engine(small_image())) == 4
 
 
 def test_extract_writes_their_artifacts(tmp_path: Path) -> None:

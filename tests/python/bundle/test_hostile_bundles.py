@@ -26,7 +26,7 @@ from helpers.bundle_surgery import (
     run_python,
     save_with_backends,
 )
-from helpers.small_detectors import small_detector, small_picture
+from helpers.small_detectors import small_detector, small_image
 from hybrid_rt import BundleError
 from hybrid_rt.backends import registry
 from hybrid_rt.capture.program import capture_alone
@@ -177,7 +177,7 @@ def test_a_record_that_unpacks_to_gigabytes(name: str, small_bundle: Path, tmp_p
 
 def with_dtype(path: Path, dtype: str) -> Path:
     """Saves the small detector on OpenVINO in a file that declares the given dtype for the engine's outputs."""
-    program = capture_alone(small_detector(), "backbone", [(small_picture(),)])
+    program = capture_alone(small_detector(), "backbone", [(small_image(),)])
     artifact = registry.backend("openvino").compile(program, "fp32")
     outputs = tuple(replace(output, dtype=dtype) for output in artifact.spec.outputs)
     return save_with_backends(path, [replace(artifact, spec=replace(artifact.spec, outputs=outputs))])
@@ -189,7 +189,7 @@ def test_outputs_keep_the_dtype_of_the_engine(dtype: str, tmp_path: Path) -> Non
     """With a wider dtype, more bytes would be copied than exist."""
     module = hybrid_rt.load(with_dtype(tmp_path / "dtype.pt", dtype))
     with pytest.raises(Exception, match=r"expected .* bytes, got another dtype in"):
-        module(small_picture())
+        module(small_image())
 
 
 @pytest.mark.slow
@@ -197,9 +197,9 @@ def test_one_file_changes_nothing_for_another(tmp_path: Path) -> None:
     """Their bytes are equal, so that one of them could get the other's engine."""
     first = hybrid_rt.load(with_dtype(tmp_path / "bad.pt", "float64"))
     second = hybrid_rt.load(with_dtype(tmp_path / "good.pt", "float32"))
-    assert second(small_picture())
+    assert second(small_image())
     with pytest.raises(Exception, match="another dtype"):
-        first(small_picture())
+        first(small_image())
 
 
 def test_the_file_that_was_checked_is_the_one_that_is_loaded(small_bundle: Path, tmp_path: Path) -> None:

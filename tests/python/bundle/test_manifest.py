@@ -15,7 +15,7 @@ from torch import nn
 
 import hybrid_rt
 from helpers.bundle_surgery import rewrite_manifest
-from helpers.small_detectors import small_detector, small_picture
+from helpers.small_detectors import small_detector, small_image
 from hybrid_rt import BundleError
 from hybrid_rt import bundle as bundle_package
 from hybrid_rt.bundle import manifest as format_2
@@ -35,7 +35,7 @@ def errors_of(values: Any) -> list[str]:
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns a small bundle. Do not modify it."""
     path = tmp_path_factory.mktemp("manifest") / "small.pt"
-    hybrid_rt.convert(small_detector(), (small_picture(),), path, segments="backbone", measure=False)
+    hybrid_rt.convert(small_detector(), (small_image(),), path, segments="backbone", measure=False)
     return path
 
 
@@ -231,5 +231,5 @@ def test_the_typed_manifest_of_a_file(path: Path) -> None:
 
 
 def test_images_and_masks_are_recorded(values: dict[str, Any]) -> None:
-    shape = list(small_picture().shape)
+    shape = list(small_image().shape)
     assert values["images"] == [{"place": [0], "layout": "NCHW", "shape": shape, "dtype": "float32"}]

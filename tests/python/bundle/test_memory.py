@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import hybrid_rt
-from helpers.small_detectors import small_detector, small_picture
+from helpers.small_detectors import small_detector, small_image
 
 pytestmark = pytest.mark.slow
 
@@ -87,7 +87,7 @@ print(loaded - resident())
 def any_size(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("memory") / "any.pt"
     hybrid_rt.convert(
-        small_detector(), (small_picture(),), path, segments="backbone", engine=_BACKENDS, measure=False,
+        small_detector(), (small_image(),), path, segments="backbone", engine=_BACKENDS, measure=False,
         shapes={"height": (32, 256), "width": (32, 256)},
     )  # fmt: skip
     return path

@@ -21,7 +21,7 @@ NAMES = [b"with a space.pt", "бокс.pt".encode(), b"mod\xe8le.pt", b'100%\'s:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
 def test_a_bundle_is_read_under_any_name(
-    name: bytes, tmp_path: Path, demo_bundle: Path, demo_image: torch.Tensor, demo_picture: Path
+    name: bytes, tmp_path: Path, demo_bundle: Path, demo_image: torch.Tensor, demo_image_path: Path
 ) -> None:
     path = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name)))
     shutil.copyfile(demo_bundle, path)
@@ -29,7 +29,7 @@ def test_a_bundle_is_read_under_any_name(
     assert hybrid_rt.check(path)
     assert len(hybrid_rt.load(path)([demo_image])[0]["boxes"])
     assert golden.read(path).inputs
-    command = [os.fsencode(program("hybrid-rt-detect", "detect")), os.fsencode(path), os.fsencode(demo_picture)]
+    command = [os.fsencode(program("hybrid-rt-detect", "detect")), os.fsencode(path), os.fsencode(demo_image_path)]
     annotated = os.fsencode(path)[:-3] + b".pn"  # as long as the bundle's name
     done = subprocess.run([*command, b"--output", annotated], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -21,7 +21,7 @@ import json, os, sys, time
 from concurrent.futures import ThreadPoolExecutor
 import torch
 import hybrid_rt
-from helpers.small_detectors import small_picture
+from helpers.small_detectors import small_image
 
 path, settings, seconds = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
 everywhere = os.sched_getaffinity(0)
@@ -50,7 +50,7 @@ def wait_until_free():
 def call(times):
     with torch.inference_mode():
         for _ in range(times):
-            module(small_picture())
+            module(small_image())
 
 def call_on_one_cpu():
     os.sched_setaffinity(0, {max(everywhere)})

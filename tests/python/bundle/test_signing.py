@@ -15,7 +15,7 @@ import torch
 
 import hybrid_rt
 from helpers.bundle_surgery import change_manifest, offset_of, record_names, rewrite
-from helpers.small_detectors import small_detector, small_picture
+from helpers.small_detectors import small_detector, small_image
 from hybrid_rt import BundleError, OptionError
 from hybrid_rt.cli.main import main
 from hybrid_rt.common.executables import program
@@ -26,9 +26,9 @@ Opened = Callable[..., Any]
 Keys = dict[str, tuple[Path, Path]]
 
 
-def made_key(folder: Path, name: str, *kind: str) -> tuple[Path, Path]:
+def made_key(directory: Path, name: str, *kind: str) -> tuple[Path, Path]:
     """Makes a private and a public key as a user does."""
-    private, public = folder / f"{name}.pem", folder / f"{name}.pub"
+    private, public = directory / f"{name}.pem", directory / f"{name}.pub"
     kind = kind or ("-algorithm", "ed25519")
     subprocess.run(["openssl", "genpkey", *kind, "-out", private], check=True, capture_output=True)
     subprocess.run(["openssl", "pkey", "-in", private, "-pubout", "-out", public], check=True, capture_output=True)
@@ -37,8 +37,8 @@ def made_key(folder: Path, name: str, *kind: str) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
-    folder = tmp_path_factory.mktemp("keys")
-    return {name: made_key(folder, name) for name in ("ours", "theirs")}
+    directory = tmp_path_factory.mktemp("keys")
+    return {name: made_key(directory, name) for name in ("ours", "theirs")}
 
 
 @pytest.fixture
@@ -74,8 +74,8 @@ def test_a_bundle_without_a_signature_is_refused(opened: Opened, unsigned: Path,
 
 
 def test_a_signed_bundle_computes_what_it_did(signed: Path, small_bundle: Path) -> None:
-    expected = hybrid_rt.load(small_bundle)(small_picture())
-    assert all(map(torch.equal, hybrid_rt.load(signed)(small_picture()), expected))
+    expected = hybrid_rt.load(small_bundle)(small_image())
+    assert all(map(torch.equal, hybrid_rt.load(signed)(small_image()), expected))
     assert hybrid_rt.check(signed)
 
 
@@ -171,7 +171,7 @@ def test_convert_signs_what_it_saves(tmp_path: Path, keys: Keys) -> None:
     path = tmp_path / "new.pt"
     private = [keys[name][0] for name in ("ours", "theirs")]
     result = hybrid_rt.convert(
-        small_detector(), (small_picture(),), path, segments="backbone", measure=False, sign=private
+        small_detector(), (small_image(),), path, segments="backbone", measure=False, sign=private
     )
     assert result.report.signed_with == [key_of(key) for key in private]
     assert not result.report.signatures_dropped
@@ -241,7 +241,7 @@ def test_a_change_without_a_key_names_the_dropped_signatures(signed: Path, keys:
 
 def test_a_conversion_over_a_signed_bundle_names_the_dropped_signatures(signed: Path, keys: Keys) -> None:
     hybrid_rt.sign(signed, keys["theirs"][0], detached=True)
-    result = hybrid_rt.convert(small_detector(), (small_picture(),), signed, segments="backbone", measure=False)
+    result = hybrid_rt.convert(small_detector(), (small_image(),), signed, segments="backbone", measure=False)
     gone = sorted(key_of(keys[name][0]) for name in ("ours", "theirs"))
     assert result.report.signatures_dropped == gone
     assert "signatures that do not hold any more were left out" in str(result.report)
@@ -340,12 +340,12 @@ def test_the_command_line_signs_and_checks(unsigned: Path, keys: Keys, capsys: p
 
 @pytest.mark.slow
 def test_the_programs_take_only_signed_bundles(
-    demo_bundle: Path, demo_picture: Path, tmp_path: Path, keys: Keys
+    demo_bundle: Path, demo_image_path: Path, tmp_path: Path, keys: Keys
 ) -> None:
     private, public = keys["ours"]
     path = Path(shutil.copy(demo_bundle, tmp_path / "demo.pt"))
     trust = ["--trusted-keys", str(public)]
-    command = [program("hybrid-rt-detect", "test"), str(path), str(demo_picture), "--json", *trust]
+    command = [program("hybrid-rt-detect", "test"), str(path), str(demo_image_path), "--json", *trust]
     refused = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert refused.returncode == 4
     assert "expected a signature of one of 1 trusted keys, got none" in refused.stderr

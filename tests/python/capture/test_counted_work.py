@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import nms
 
-from helpers.small_detectors import small_detector, small_picture
+from helpers.small_detectors import small_detector, small_image
 from hybrid_rt.capture.counted_work import Work, WorkCounter
 from hybrid_rt.capture.observe import observe
 from hybrid_rt.capture.segments import shares_of
@@ -52,11 +52,11 @@ def test_operators_that_hold_several_products_count_them(
 
 
 def test_the_parts_of_a_detector_are_parts_of_its_work() -> None:
-    seen = observe(small_detector(), (small_picture(),))
+    seen = observe(small_detector(), (small_image(),))
     assert 0 < seen.uses["backbone.first"].work.cost < seen.uses["backbone"].work.cost < seen.work.cost
     parts = (seen.uses[f"backbone.{name}"].work for name in ("first", "second"))
     assert sum(parts, Work()) == seen.uses["backbone"].work
-    alone = counted(small_detector(), small_picture())
+    alone = counted(small_detector(), small_image())
     assert seen.work == alone  # without the work of the observers
 
 
@@ -83,7 +83,7 @@ def test_the_choice_does_not_depend_on_the_clock(
     make: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
-    detector, inputs = make().eval(), (small_picture(),)
+    detector, inputs = make().eval(), (small_image(),)
     findings = find_side_effects(detector, inputs)
     draw = random.Random(0)
     clock = [0.0]

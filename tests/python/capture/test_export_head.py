@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from helpers.small_detectors import Backbone, SmallDetector, small_picture
+from helpers.small_detectors import Backbone, SmallDetector, small_image
 from helpers.unscriptable_detectors import DetrLike, RtDetrLike, seeded
 from hybrid_rt import CaptureError
 from hybrid_rt.capture.export_conditions import holds, infix, is_plain
@@ -31,45 +31,45 @@ def test_batch_and_sides_stay_free(kind: type[nn.Module], batch: int) -> None:
     assert not head.takes([(3, 64, 48)])
 
 
-class ForOnePicture(SmallDetector):
+class ForOneImage(SmallDetector):
     """Branches on the batch size: the result for two images is wrong for one."""
 
-    def forward(self, pictures: Tensor) -> Any:
-        features = self.backbone(pictures)["coarse"]
-        return features * 2 if pictures.shape[0] == 1 else features
+    def forward(self, images: Tensor) -> Any:
+        features = self.backbone(images)["coarse"]
+        return features * 2 if images.shape[0] == 1 else features
 
 
 @pytest.mark.slow
 def test_a_branch_on_the_batch_keeps_the_example_s() -> None:
-    head = exported(ForOnePicture(), small_picture())
+    head = exported(ForOneImage(), small_image())
     assert head.takes([(1, 3, 64, 64)])
     assert not head.takes([(2, 3, 64, 64)])
 
 
 class Oriented(SmallDetector):
-    def forward(self, pictures: Tensor) -> Any:
-        features = self.backbone(pictures)["coarse"]
-        return features.mean(dim=2 if pictures.shape[2] >= pictures.shape[3] else 3)
+    def forward(self, images: Tensor) -> Any:
+        features = self.backbone(images)["coarse"]
+        return features.mean(dim=2 if images.shape[2] >= images.shape[3] else 3)
 
 
 def test_a_branch_on_sizes_becomes_a_condition() -> None:
-    head = exported(Oriented(), small_picture(64, 32))
+    head = exported(Oriented(), small_image(64, 32))
     assert head.takes([(1, 3, 80, 48)])
     assert not head.takes([(1, 3, 48, 80)])
-    assert any("pictures.shape[2]" in text and ">=" in text for text, _ in head.conditions)
+    assert any("images.shape[2]" in text and ">=" in text for text, _ in head.conditions)
 
 
 class Stopped(SmallDetector):
-    def forward(self, pictures: Tensor) -> Any:
-        boxes, scores, _ = super().forward(pictures)
+    def forward(self, images: Tensor) -> Any:
+        boxes, scores, _ = super().forward(images)
         if scores.max() > 0.5:
             return boxes
         return boxes[:1]
 
 
 class Read(SmallDetector):
-    def forward(self, pictures: Tensor) -> Any:
-        return self.backbone(pictures)["coarse"] * float(pictures.numpy().mean())
+    def forward(self, images: Tensor) -> Any:
+        return self.backbone(images)["coarse"] * float(images.numpy().mean())
 
 
 @pytest.mark.slow
@@ -79,7 +79,7 @@ class Read(SmallDetector):
         (Stopped, "in forward: 'if scores.max() > 0.5:'", "torch.where"),
         (
             Read,
-            "in forward: 'return self.backbone(pictures)[\"coarse\"] * float(pictures.numpy().mean())'",
+            "in forward: 'return self.backbone(images)[\"coarse\"] * float(images.numpy().mean())'",
             "head='trace'",
         ),
     ],
@@ -88,7 +88,7 @@ def test_value_dependent_code_is_refused_with_its_line(
     kind: type[nn.Module], code: str, remedy: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(CaptureError) as caught:
-        exported(kind(), small_picture())
+        exported(kind(), small_image())
     text = str(caught.value)
     assert text.startswith("hybrid_rt[capture]: the detector's head: expected code that torch.export takes")
     assert "test_export_head.py:" in text
@@ -107,8 +107,8 @@ class Caches(SmallDetector):
         self.register_buffer("cells", torch.zeros(1), persistent=False)
         self.seen: list[int] = []
 
-    def forward(self, pictures: Tensor) -> Any:
-        features = self.backbone(pictures)["coarse"]
+    def forward(self, images: Tensor) -> Any:
+        features = self.backbone(images)["coarse"]
         self.seen.append(1)
         if self.grid is None or self.grid.shape[0] != features.shape[2]:
             self.grid = torch.arange(features.shape[2])
@@ -120,7 +120,7 @@ def test_the_detector_is_unchanged() -> None:
     detector = Caches().requires_grad_(False).eval()
     before = {name: value.clone() for name, value in detector.state_dict().items()}
     cells = detector.cells
-    exported(detector, small_picture())
+    exported(detector, small_image())
     assert detector.grid is None
     assert detector.seen == []
     assert detector.cells is cells
@@ -132,23 +132,23 @@ def test_the_detector_is_unchanged() -> None:
 
 def test_an_argument_that_torchscript_has_no_type_for_is_refused() -> None:
     class Takes(SmallDetector):
-        def forward(self, pictures: Tensor, options: Any) -> Any:
-            return super().forward(pictures)
+        def forward(self, images: Tensor, options: Any) -> Any:
+            return super().forward(images)
 
     with pytest.raises(
         CaptureError, match=r"argument 'options': expected tensors, numbers, strings and None .* got object"
     ):
-        exported(Takes(), small_picture(), object())
+        exported(Takes(), small_image(), object())
 
 
 @pytest.mark.slow
 def test_a_result_that_torchscript_has_no_type_for_is_refused() -> None:
     class Returns(SmallDetector):
-        def forward(self, pictures: Tensor) -> Any:
-            return super().forward(pictures), Backbone
+        def forward(self, images: Tensor) -> Any:
+            return super().forward(images), Backbone
 
     with pytest.raises(CaptureError, match=r"its result\[1\]: expected tensors, numbers, strings and None .* got type"):
-        exported(Returns(), small_picture())
+        exported(Returns(), small_image())
 
 
 # Conditions
@@ -178,11 +178,11 @@ def test_conditions_are_computed(words: str, shape: tuple[int, ...], expected: b
 class Scaled(SmallDetector):
     """Resizes the image as torchvision's transform does: a scale from both sides, in floating point."""
 
-    def forward(self, pictures: Tensor) -> Any:
-        height, width = pictures.shape[-2:]
+    def forward(self, images: Tensor) -> Any:
+        height, width = images.shape[-2:]
         scale = min(64 / min(height, width), 96 / max(height, width))
         resized = nn.functional.interpolate(
-            pictures, scale_factor=scale, mode="bilinear", recompute_scale_factor=True, align_corners=False
+            images, scale_factor=scale, mode="bilinear", recompute_scale_factor=True, align_corners=False
         )
         return self.detect(self.backbone(resized)["coarse"]), resized
 
@@ -196,11 +196,11 @@ def test_a_scale_from_both_sides_keeps_them_free() -> None:
 class Letterbox(SmallDetector):
     """Resizes the image to fit a square, with rounded sizes, and pads it."""
 
-    def forward(self, pictures: Tensor) -> Any:
-        height, width = pictures.shape[-2:]
+    def forward(self, images: Tensor) -> Any:
+        height, width = images.shape[-2:]
         scale = min(64 / height, 64 / width)
         height, width = round(height * scale), round(width * scale)
-        resized = nn.functional.interpolate(pictures, size=(height, width), mode="bilinear", align_corners=False)
+        resized = nn.functional.interpolate(images, size=(height, width), mode="bilinear", align_corners=False)
         padded = nn.functional.pad(resized, (0, 64 - width, 0, 64 - height), value=0.5)
         return self.detect(self.backbone(padded)["coarse"]), resized
 
@@ -214,10 +214,10 @@ def test_rounded_sizes_stay_free() -> None:
 class Wide(SmallDetector):
     """Branches on a fraction of the sizes."""
 
-    def forward(self, pictures: Tensor) -> Any:
-        if pictures.shape[3] / pictures.shape[2] > 1.5:
-            pictures = pictures * 2
-        return self.detect(self.backbone(pictures)["coarse"])
+    def forward(self, images: Tensor) -> Any:
+        if images.shape[3] / images.shape[2] > 1.5:
+            images = images * 2
+        return self.detect(self.backbone(images)["coarse"])
 
 
 def test_a_branch_on_a_fraction_of_sizes_becomes_a_condition() -> None:

@@ -39,8 +39,8 @@ class Texts(nn.Module):
         self.first = nn.Conv2d(3, 16, 3, padding=1)
         self.second = nn.Conv2d(16, 16, 1)
 
-    def forward(self, pictures: Tensor, texts: Tensor) -> Tensor:
-        features = self.first(pictures)
+    def forward(self, images: Tensor, texts: Tensor) -> Tensor:
+        features = self.first(images)
         weights = torch.einsum("bchw,btc->bthw", features, nn.functional.normalize(texts, dim=2))
         return self.second(features * weights.max(dim=1, keepdim=True).values.sigmoid())
 
@@ -186,8 +186,8 @@ def test_lists_are_counted_together() -> None:
 
 
 class Named(nn.Module):
-    def forward(self, pictures: Tensor, more: dict[str, Any]) -> Tensor:
-        return pictures.permute(0, 3, 1, 2) * more["scale"].mean()
+    def forward(self, images: Tensor, more: dict[str, Any]) -> Tensor:
+        return images.permute(0, 3, 1, 2) * more["scale"].mean()
 
 
 NAMED = (torch.rand(1, 8, 9, 5), {"scale": torch.rand(1, 3, 8, 8), "depths": [torch.rand(8, 9)]})
@@ -197,8 +197,8 @@ NAMED = (torch.rand(1, 8, 9, 5), {"scale": torch.rand(1, 3, 8, 8), "depths": [to
     ("told", "found"),
     [
         ([], {}),
-        (["pictures"], {(0,): "NCHW"}),
-        ({"pictures": "NHWC"}, {(0,): "NHWC"}),
+        (["images"], {(0,): "NCHW"}),
+        ({"images": "NHWC"}, {(0,): "NHWC"}),
         ({0: "NHWC", (1, "depths"): "HW"}, {(0,): "NHWC", (1, "depths", EACH): "HW"}),
         ([("more", "scale")], {(1, "scale"): "NCHW"}),
         ([("more", "depths", 0)], {(1, "depths", 0): "HW"}),
@@ -217,16 +217,16 @@ def test_an_unspecified_layout_is_detected() -> None:
 @pytest.mark.parametrize(
     ("told", "text"),
     [
-        ("pictures", r"images: expected a list of inputs, or a dict of inputs and their layouts, got 'pictures'"),
+        ("images", r"images: expected a list of inputs, or a dict of inputs and their layouts, got 'images'"),
         ([2], r"images, 2: expected a position from 0 to 1, or a name, got 2"),
         ([True], r"images, True: expected a position"),
-        (["image"], r"images, 'image': expected one of the arguments pictures, more, got 'image'"),
+        (["image"], r"images, 'image': expected one of the arguments images, more, got 'image'"),
         ([("more", "depth")], r"expected one of 'scale', 'depths', got 'depth'"),
-        ([("pictures", 0)], r"expected one of nothing, it is no container, got 0"),
-        ({"pictures": "NHW"}, r"expected a layout of 4 letters out of N, C, T, D, H, W, H and W among them"),
-        ({"pictures": "NHCC"}, r"expected a layout of 4 letters"),
-        ({"pictures": None}, r"expected a layout of 4 letters"),
-        ({"pictures": "NXHW"}, r"expected a layout of 4 letters"),
+        ([("images", 0)], r"expected one of nothing, it is no container, got 0"),
+        ({"images": "NHW"}, r"expected a layout of 4 letters out of N, C, T, D, H, W, H and W among them"),
+        ({"images": "NHCC"}, r"expected a layout of 4 letters"),
+        ({"images": None}, r"expected a layout of 4 letters"),
+        ({"images": "NXHW"}, r"expected a layout of 4 letters"),
     ],
 )
 def test_ranges_that_exclude_the_example_are_refused(told: Any, text: str) -> None:

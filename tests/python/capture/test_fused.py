@@ -14,7 +14,7 @@ from torchvision.models.detection import FasterRCNN
 
 import hybrid_rt
 from helpers.external_projects import succeed
-from helpers.small_detectors import Backbone, small_picture
+from helpers.small_detectors import Backbone, small_image
 
 
 class Levels(nn.Module):
@@ -37,10 +37,10 @@ class Detector(nn.Module):
         self.head = Levels()
         self.low, self.high = low, high
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        features = self.backbone(pictures)
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        features = self.backbone(images)
         levels = list(features.values())
-        mean = float(pictures.mean())
+        mean = float(images.mean())
         if self.low <= mean < self.high:
             levels = [level + 1 for level in levels]
         outputs = self.head(levels)
@@ -48,10 +48,10 @@ class Detector(nn.Module):
 
 
 class Branching(Detector):
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        features = {"fine": pictures, "coarse": pictures}
-        if bool(pictures.mean() < 2):
-            features = self.backbone(pictures)
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        features = {"fine": images, "coarse": images}
+        if bool(images.mean() < 2):
+            features = self.backbone(images)
         outputs = self.head(list(features.values()))
         return outputs[0], outputs[1], features["coarse"]
 
@@ -71,18 +71,18 @@ def test_one_engine_matches_two(tmp_path: Path) -> None:
     detector = made(Detector())
     paths = {fuse: tmp_path / f"{fuse}.pt" for fuse in (True, False)}
     for fuse, path in paths.items():
-        hybrid_rt.convert(detector, (small_picture(),), path, segments=["backbone", "head"], fuse=fuse)
+        hybrid_rt.convert(detector, (small_image(),), path, segments=["backbone", "head"], fuse=fuse)
     assert names(paths[True]) == [["backbone", "head"]]
     assert names(paths[False]) == [["backbone"], ["head"]]
     for path in paths.values():
-        for got, expected in zip(hybrid_rt.load(path)(small_picture()), detector(small_picture()), strict=True):
+        for got, expected in zip(hybrid_rt.load(path)(small_image()), detector(small_image()), strict=True):
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow
 def test_the_order_of_names_does_not_matter(tmp_path: Path) -> None:
     path = tmp_path / "detector.pt"
-    hybrid_rt.convert(made(Detector()), (small_picture(),), path, segments=["head", "backbone"])
+    hybrid_rt.convert(made(Detector()), (small_image(),), path, segments=["head", "backbone"])
     (engine,) = hybrid_rt.inspect(path)["engines"]
     assert engine["members"] == [
         {"name": "backbone", "first": 0, "count": 2},
@@ -100,9 +100,9 @@ def test_the_order_of_names_does_not_matter(tmp_path: Path) -> None:
 def test_features_that_change_on_a_black_image_are_not_fused(tmp_path: Path) -> None:
     detector = made(Detector(low=-1, high=0.25))
     path = tmp_path / "detector.pt"
-    hybrid_rt.convert(detector, (small_picture(),), path, segments=["backbone", "head"])
+    hybrid_rt.convert(detector, (small_image(),), path, segments=["backbone", "head"])
     assert names(path) == [["backbone"], ["head"]]
-    dark = small_picture() * 0.1
+    dark = small_image() * 0.1
     torch.testing.assert_close(hybrid_rt.load(path)(dark)[0], detector(dark)[0], rtol=1e-4, atol=1e-6)
 
 
@@ -111,11 +111,11 @@ def test_features_that_change_on_a_black_image_are_not_fused(tmp_path: Path) -> 
 def test_features_that_change_on_other_images_are_an_error_not_ignored(tmp_path: Path, backend: str) -> None:
     detector = made(Detector(low=0.1, high=0.25))  # contains neither the example nor a black image
     path = tmp_path / "detector.pt"
-    hybrid_rt.convert(detector, (small_picture(),), path, segments=["backbone", "head"])
+    hybrid_rt.convert(detector, (small_image(),), path, segments=["backbone", "head"])
     hybrid = hybrid_rt.load(path, backend=backend)
-    torch.testing.assert_close(hybrid(small_picture())[0], detector(small_picture())[0], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(hybrid(small_image())[0], detector(small_image())[0], rtol=1e-4, atol=1e-6)
     with pytest.raises(RuntimeError) as caught:
-        hybrid(small_picture() * 0.3)
+        hybrid(small_image() * 0.3)
     assert (
         "hybrid_rt[engine]: segments 'backbone+head': expected the outputs of each to be passed on unchanged to the "
         "next, got another tensor as input 0 of the later one. Convert again with fuse=False"
@@ -124,9 +124,9 @@ def test_features_that_change_on_other_images_are_an_error_not_ignored(tmp_path:
 
 def test_a_branch_around_the_first_segment_splits_the_engines(tmp_path: Path) -> None:
     detector, path = made(Branching()), tmp_path / "x.pt"
-    report = hybrid_rt.convert(detector, (small_picture(),), path, segments=["backbone", "head"]).report
+    report = hybrid_rt.convert(detector, (small_image(),), path, segments=["backbone", "head"]).report
     assert names(path) == [["backbone"], ["head"]]
-    for got, expected in zip(hybrid_rt.load(path)(small_picture()), detector(small_picture()), strict=True):
+    for got, expected in zip(hybrid_rt.load(path)(small_image()), detector(small_image()), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
     [given_up] = report.given_up
     assert given_up.what == "one engine for backbone+head"
@@ -138,7 +138,7 @@ def test_a_branch_around_the_first_segment_splits_the_engines(tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_the_demo_detector_runs_on_two_engines(
-    demo_detector: FasterRCNN, demo_image: Tensor, demo_picture: Path, demo_images: list[Tensor], tmp_path: Path
+    demo_detector: FasterRCNN, demo_image: Tensor, demo_image_path: Path, demo_images: list[Tensor], tmp_path: Path
 ) -> None:
     path = tmp_path / "digits.pt"
     segments = ["backbone", "rpn.head", "roi_heads.box_head", "roi_heads.box_predictor"]
@@ -149,7 +149,7 @@ def test_the_demo_detector_runs_on_two_engines(
     ]
     assert result.report.predicted_gain > 1.1
     # Services refer to segments by their names.
-    found = json.loads(succeed(Path(sys.executable).parent / "hybrid-rt-detect", path, demo_picture, "--json"))
+    found = json.loads(succeed(Path(sys.executable).parent / "hybrid-rt-detect", path, demo_image_path, "--json"))
     assert found["engines"] == dict.fromkeys(segments, "openvino")
 
 

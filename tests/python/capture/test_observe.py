@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import nms
 
-from helpers.small_detectors import small_detector, small_picture
+from helpers.small_detectors import small_detector, small_image
 from hybrid_rt import CaptureError
 from hybrid_rt.capture.call_recording import recording
 from hybrid_rt.capture.observe import arguments_of, observe
@@ -21,7 +21,7 @@ from hybrid_rt.capture.side_effects import find_side_effects
 def test_each_submodule_that_runs_is_seen_with_its_time_and_shapes() -> None:
     detector = small_detector()
     detector.never = nn.ReLU()
-    seen = observe(detector, (small_picture(),))
+    seen = observe(detector, (small_image(),))
     assert {"backbone", "backbone.first", "backbone.first.0", "classes"} <= set(seen.uses)
     assert "never" not in seen.uses
     (call,) = seen.uses["backbone"].calls
@@ -34,8 +34,8 @@ def test_each_submodule_that_runs_is_seen_with_its_time_and_shapes() -> None:
 
 def test_the_result_is_the_detectors_own_and_no_hook_is_left() -> None:
     detector = small_detector()
-    seen = observe(detector, (small_picture(),))
-    for got, expected in zip(seen.result, detector(small_picture()), strict=True):
+    seen = observe(detector, (small_image(),))
+    for got, expected in zip(seen.result, detector(small_image()), strict=True):
         assert torch.equal(got, expected)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in detector.modules())
 
@@ -43,7 +43,7 @@ def test_the_result_is_the_detectors_own_and_no_hook_is_left() -> None:
 def test_a_hook_of_the_users_sees_what_it_saw_before() -> None:
     detector = small_detector()
     detector.classes.register_forward_hook(lambda module, inputs, output: output * 0)
-    seen = observe(detector, (small_picture(),))
+    seen = observe(detector, (small_image(),))
     assert torch.all(seen.result[1] == 0.5)  # the sigmoid of 0
 
 
@@ -57,7 +57,7 @@ def test_the_source_of_a_tensor_is_known_until_it_is_written_to() -> None:
             return self.second(self.change(self.first(x)))
 
     def sources(change: Callable[[Tensor], Tensor]) -> frozenset[tuple[str, int]]:
-        (call,) = observe(Detector(change).eval(), (small_picture(),)).uses["second"].calls
+        (call,) = observe(Detector(change).eval(), (small_image(),)).uses["second"].calls
         return call.sources[0]
 
     assert sources(lambda x: x) == {("first", 0)}
@@ -78,7 +78,7 @@ def test_a_call_with_more_than_tensors_has_a_reason() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.scaled(x, slice(2))
 
-    use = observe(Detector(), (small_picture(),)).uses["scaled"]
+    use = observe(Detector(), (small_image(),)).uses["scaled"]
     assert use.calls == [None]
     assert "segment 'scaled', input 'rows': expected tensors in lists, tuples and dicts" in use.refusal
 
@@ -126,7 +126,7 @@ class Holder(nn.Module):
 
 
 def found(act: Callable[[Body, Tensor], Any]) -> str:
-    return find_side_effects(Holder(act).eval(), (small_picture(),)).get("body", "")
+    return find_side_effects(Holder(act).eval(), (small_image(),)).get("body", "")
 
 
 def count_up(body: Body, x: Tensor) -> None:
@@ -204,7 +204,7 @@ def test_a_tensor_that_is_used_outside_of_its_submodule_without_being_returned(l
     def keep(detector: Kept) -> None:
         detector.get_submodule(layer).register_forward_hook(lambda _, __, made: detector.kept.append(made))
 
-    findings = find_side_effects(Kept(keep).eval(), (small_picture(),))
+    findings = find_side_effects(Kept(keep).eval(), (small_image(),))
     assert findings.keys() == names
     assert all("used outside of it that it does not return" in finding for finding in findings.values())
 
@@ -214,7 +214,7 @@ def test_the_detectors_own_attributes_may_change() -> None:
     detector = Kept(lambda kept: kept.register_forward_pre_hook(lambda _, given: (given[0] + 1,))).eval()
     detector.calls = 0
     detector.register_forward_hook(lambda module, _, __: setattr(module, "calls", module.calls + 1))
-    assert find_side_effects(detector, (small_picture(),)) == {}
+    assert find_side_effects(detector, (small_image(),)) == {}
     assert detector.calls > 0
 
 
@@ -232,8 +232,8 @@ def test_recorded_tensors_are_copies() -> None:
 
     detector = Writes().eval()
     with recording(detector, ["body"]) as seen:
-        detector(small_picture())
+        detector(small_image())
     ((arguments, result),) = seen["body"]
-    assert torch.equal(arguments["input"], small_picture() + 1)
-    assert torch.equal(result, detector.body(small_picture() + 1))
+    assert torch.equal(arguments["input"], small_image() + 1)
+    assert torch.equal(result, detector.body(small_image() + 1))
     assert not detector.body._forward_hooks

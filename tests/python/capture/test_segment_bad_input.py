@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import hybrid_rt
-from helpers.small_detectors import Backbone, SmallDetector, small_detector, small_picture
+from helpers.small_detectors import Backbone, SmallDetector, small_detector, small_image
 from hybrid_rt import BackendError, CaptureError, HybridRTError
 
 AVAILABLE = {
@@ -29,15 +29,15 @@ def seeded(detector: type[nn.Module], *arguments: Any) -> Any:
         return detector(*arguments).requires_grad_(False).eval()
 
 
-def converted(detector: nn.Module, path: Path, engine: str, picture: Tensor | None = None) -> Any:
-    example = (small_picture() if picture is None else picture,)
+def converted(detector: nn.Module, path: Path, engine: str, image: Tensor | None = None) -> Any:
+    example = (small_image() if image is None else image,)
     hybrid_rt.convert(detector, example, path, segments=["backbone"], engine=engine, fallback=False)
     return hybrid_rt.load(path)
 
 
 def assert_finds_the_same(detector: nn.Module, hybrid: Any, tolerance: float = 1e-4) -> None:
     for seed in (0, 1):
-        expected, found = detector(small_picture(seed=seed)), hybrid(small_picture(seed=seed))
+        expected, found = detector(small_image(seed=seed)), hybrid(small_image(seed=seed))
         for want, have in zip(expected, found, strict=True):
             assert want.dtype == have.dtype
             assert want.numel() > 5
@@ -56,7 +56,7 @@ def test_a_hook_that_changes_outputs_in_a_segment_is_kept(place: str, engine: st
         return {name: 2 * level for name, level in output.items()} if isinstance(output, dict) else 2 * output
 
     detector.get_submodule(place).register_forward_hook(double)
-    assert not torch.equal(detector(small_picture())[1], plain(small_picture())[1])
+    assert not torch.equal(detector(small_image())[1], plain(small_image())[1])
     assert_finds_the_same(detector, converted(detector, tmp_path / "hooked.pt", engine))
 
 
@@ -65,7 +65,7 @@ def test_a_hook_that_changes_outputs_in_a_segment_is_kept(place: str, engine: st
 def test_a_hook_that_changes_inputs_in_a_segment_is_kept(place: str, engine: str, tmp_path: Path) -> None:
     detector, plain = small_detector(), small_detector()
     detector.get_submodule(place).register_forward_pre_hook(lambda _, inputs: (3 * inputs[0],))
-    assert not torch.equal(detector(small_picture())[1], plain(small_picture())[1])
+    assert not torch.equal(detector(small_image())[1], plain(small_image())[1])
     assert_finds_the_same(detector, converted(detector, tmp_path / "hooked.pt", engine))
 
 
@@ -89,7 +89,7 @@ def test_a_hook_in_the_head_is_kept_if_torchscript_compiles_it(tmp_path: Path) -
     # TorchScript reads the types, not their names.
     negate.__annotations__ = {"input": tuple[Tensor], "output": Tensor, "return": Tensor}
     detector.classes.register_forward_hook(negate)
-    assert not torch.equal(detector(small_picture())[1], plain(small_picture())[1])
+    assert not torch.equal(detector(small_image())[1], plain(small_image())[1])
     assert_finds_the_same(detector, converted(detector, tmp_path / "hooked.pt", "torchscript"))
 
 
@@ -100,7 +100,7 @@ def test_another_hook_in_the_head_is_refused(place: str, tmp_path: Path) -> None
     with pytest.raises(CaptureError, match=r"the detector.s head: expected code that torch\.jit\.script compiles, got"):
         hybrid_rt.convert(
             detector,
-            (small_picture(),),
+            (small_image(),),
             tmp_path / "hooked.pt",
             segments=["backbone"],
             engine="torchscript",
@@ -119,8 +119,8 @@ class SharesModule(SmallDetector):
         super().__init__()
         self.again = self.backbone.second
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        levels = self.backbone(pictures)
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        levels = self.backbone(images)
         return self.detect(levels["coarse"] + 2 * self.again(levels["fine"]))
 
 
@@ -148,22 +148,22 @@ def test_weights_that_require_gradients(engine: str, tmp_path: Path) -> None:
     detector = small_detector().requires_grad_(True)
     with torch.enable_grad():
         hybrid = converted(detector, tmp_path / "trainable.pt", engine)
-        assert not any(tensor.requires_grad for tensor in hybrid(small_picture()))
+        assert not any(tensor.requires_grad for tensor in hybrid(small_image()))
     assert all(parameter.requires_grad and parameter.grad is None for parameter in detector.parameters())
     assert_finds_the_same(detector, hybrid)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("pictures_too", [False, True])
-def test_a_backbone_in_channels_last(pictures_too: bool, engine: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("images_too", [False, True])
+def test_a_backbone_in_channels_last(images_too: bool, engine: str, tmp_path: Path) -> None:
     detector = small_detector()
     detector.backbone.to(memory_format=torch.channels_last)
-    picture = small_picture()
-    if pictures_too:
-        picture = picture.to(memory_format=torch.channels_last)
-    hybrid = converted(detector, tmp_path / "channels_last.pt", engine, picture)
+    image = small_image()
+    if images_too:
+        image = image.to(memory_format=torch.channels_last)
+    hybrid = converted(detector, tmp_path / "channels_last.pt", engine, image)
     assert_finds_the_same(detector, hybrid)  # with contiguous images
-    last = small_picture(seed=2).to(memory_format=torch.channels_last)
+    last = small_image(seed=2).to(memory_format=torch.channels_last)
     for want, have in zip(detector(last), hybrid(last), strict=True):
         torch.testing.assert_close(have, want, rtol=1e-4, atol=1e-4)
 
@@ -171,9 +171,9 @@ def test_a_backbone_in_channels_last(pictures_too: bool, engine: str, tmp_path: 
 class Scores(SmallDetector):
     """Returns the scores of all cells in the precision of the weights, because NMS has no half precision on CPUs."""
 
-    def forward(self, pictures: Tensor) -> list[Tensor]:
-        pictures = pictures.to(self.classes.weight.dtype)
-        return [self.classes(self.backbone(pictures)["coarse"])]
+    def forward(self, images: Tensor) -> list[Tensor]:
+        images = images.to(self.classes.weight.dtype)
+        return [self.classes(self.backbone(images)["coarse"])]
 
 
 def refused(detector: nn.Module, path: Path, engine: str) -> bool:
@@ -198,15 +198,15 @@ def test_weights_of_another_precision(dtype: torch.dtype, engine: str, tmp_path:
     if dtype != torch.float16 and refused(detector, tmp_path / "precision.pt", engine):
         return
     hybrid = converted(detector, tmp_path / "precision.pt", engine)
-    assert hybrid(small_picture())[0].dtype == dtype
+    assert hybrid(small_image())[0].dtype == dtype
     assert_finds_the_same(detector, hybrid, 8 * max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps))
 
 
 class RoundsInside(Backbone):
     """Takes and returns float32, and computes in bfloat16."""
 
-    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        levels = super().forward(pictures.to(self.first[0].weight.dtype))
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        levels = super().forward(images.to(self.first[0].weight.dtype))
         return {name: level.float() for name, level in levels.items()}
 
 
@@ -232,8 +232,8 @@ class Describes(Backbone):
 
 
 class Asks(SmallDetector):
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        boxes, scores, labels = self.detect(self.backbone(pictures)[self.backbone.names[1]])
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        boxes, scores, labels = self.detect(self.backbone(images)[self.backbone.names[1]])
         boxes = boxes * self.backbone.stride / self.backbone.strides[0] + self.backbone.offset * self.backbone.scale
         return boxes, scores, labels
 
@@ -250,9 +250,9 @@ def test_a_head_that_reads_attributes_of_a_segment(engine: str, tmp_path: Path) 
 class CallsTwice(SmallDetector):
     """Calls its backbone twice, the second time at half the size."""
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        small = self.backbone(pictures[:, :, ::2, ::2])["coarse"]
-        return self.detect(self.backbone(pictures)["coarse"] + nn.functional.interpolate(small, scale_factor=2.0))
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        small = self.backbone(images[:, :, ::2, ::2])["coarse"]
+        return self.detect(self.backbone(images)["coarse"] + nn.functional.interpolate(small, scale_factor=2.0))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -264,10 +264,10 @@ def test_a_segment_that_is_called_twice_at_other_sizes(engine: str, tmp_path: Pa
 class ChangesFeatures(SmallDetector):
     """Writes into the segment's result, and then calls the segment again."""
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        first = self.backbone(pictures)["coarse"]
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        first = self.backbone(images)["coarse"]
         first.mul_(2)
-        return self.detect(first - self.backbone(pictures)["coarse"])
+        return self.detect(first - self.backbone(images)["coarse"])
 
 
 @pytest.mark.parametrize("engine", ALL_ENGINES)
@@ -279,8 +279,8 @@ def test_a_head_that_writes_into_a_segments_outputs(engine: str, tmp_path: Path)
 class Doubles(Backbone):
     """Modifies its input image."""
 
-    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        return super().forward(pictures.mul_(2))
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return super().forward(images.mul_(2))
 
 
 @pytest.mark.parametrize("engine", ALL_ENGINES)
@@ -294,18 +294,18 @@ def test_a_segment_that_changes_its_input_is_refused(engine: str, tmp_path: Path
 
 
 class Scaled(Backbone):
-    def forward(self, pictures: Tensor, scale: Tensor | None = None) -> dict[str, Tensor]:
-        return super().forward(pictures if scale is None else pictures * scale)
+    def forward(self, images: Tensor, scale: Tensor | None = None) -> dict[str, Tensor]:
+        return super().forward(images if scale is None else images * scale)
 
 
 class PassesNone(SmallDetector):
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.detect(self.backbone(pictures, None)["coarse"])
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.detect(self.backbone(images, None)["coarse"])
 
 
 class PassesByKeyword(SmallDetector):
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.detect(self.backbone(scale=pictures.mean(dim=1, keepdim=True), pictures=pictures)["coarse"])
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.detect(self.backbone(scale=images.mean(dim=1, keepdim=True), images=images)["coarse"])
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -317,11 +317,11 @@ def test_an_argument_that_is_none_may_be_passed_as_none(engine: str, tmp_path: P
 class SometimesScales(SmallDetector):
     """Scales depending on the size, which TorchScript keeps as a branch."""
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if pictures.shape[0] > 1:
-            levels = self.backbone(pictures, pictures.mean(dim=1, keepdim=True))
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if images.shape[0] > 1:
+            levels = self.backbone(images, images.mean(dim=1, keepdim=True))
         else:
-            levels = self.backbone(pictures, None)
+            levels = self.backbone(images, None)
         return self.detect(levels["coarse"])
 
 
@@ -330,7 +330,7 @@ def test_a_tensor_where_the_example_had_none_is_an_error_and_not_ignored(tmp_pat
     hybrid = converted(detector, tmp_path / "none.pt", "torchscript")
     assert_finds_the_same(detector, hybrid)
     with pytest.raises(Exception, match="segment 'backbone', scale: expected None, as in the example, got a tensor"):
-        hybrid(small_picture().expand(2, -1, -1, -1))
+        hybrid(small_image().expand(2, -1, -1, -1))
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 
-from helpers.small_detectors import small_detector, small_picture
+from helpers.small_detectors import small_detector, small_image
 from hybrid_rt import CaptureError, OptionError
 from hybrid_rt.capture.observe import Observation, Use, observe
 from hybrid_rt.capture.segments import Share, fuse_groups, predicted_gain, resolve_names, shares_of
@@ -124,7 +124,7 @@ def test_auto_looks_inside_value_dependent_submodules() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.inner(x).sum()
 
-    shares = looked_at(Outer().eval(), (small_picture(),))
+    shares = looked_at(Outer().eval(), (small_image(),))
     assert list(shares) == ["inner.layers"]
     assert shares["inner.layers"].chosen
 
@@ -139,7 +139,7 @@ def test_auto_without_gain_lists_the_submodules() -> None:
             return self.pool(x)
 
     with pytest.raises(OptionError) as caught:
-        looked_at(Plain().eval(), (small_picture(),))
+        looked_at(Plain().eval(), (small_image(),))
     text = str(caught.value)
     assert text.startswith("hybrid_rt[convert]: segments='auto': expected a submodule that takes at least 1% of the ")
     assert "pool: " in text
@@ -155,7 +155,7 @@ def test_a_name_of_a_segment_that_depends_on_values_is_refused() -> None:
     detector = small_detector()
     detector.classes = Branching(8, 3, 1)
     with pytest.raises(CaptureError) as caught:
-        looked_at(detector, (small_picture(),), ["classes"])
+        looked_at(detector, (small_image(),), ["classes"])
     text = str(caught.value)
     assert "segment 'classes': expected the same operations in every call, on its inputs alone, got aten::" in text
     assert "test_segments.py" in text
@@ -194,7 +194,7 @@ def test_a_segment_that_is_called_twice_is_a_group_of_its_own() -> None:
             return self.head(features) + self.head(features * 2)
 
     detector = Twice().eval()
-    assert fuse_groups(observe(detector, (small_picture(),)), ["body", "head"], fuse=True) == [["body"], ["head"]]
+    assert fuse_groups(observe(detector, (small_image(),)), ["body", "head"], fuse=True) == [["body"], ["head"]]
 
 
 def test_the_share_of_parts_that_did_not_run_is_zero() -> None:

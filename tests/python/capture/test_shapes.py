@@ -111,8 +111,8 @@ def test_a_range_of_batches_holds_for_later_segments_too(tmp_path: Path) -> None
             super().__init__()
             self.first, self.second = nn.Conv2d(3, 8, 3, stride=2), nn.Conv2d(8, 4, 3)
 
-        def forward(self, pictures: Tensor, weights: Tensor) -> Tensor:
-            return self.second(self.first(pictures).relu() * weights[:, None, None, None])
+        def forward(self, images: Tensor, weights: Tensor) -> Tensor:
+            return self.second(self.first(images).relu() * weights[:, None, None, None])
 
     detector, path = Detector().requires_grad_(False).eval(), tmp_path / "x.pt"
     shapes = {"batch": (1, 4), "height": (32, 64), "width": (32, 64)}
@@ -131,5 +131,5 @@ def test_an_example_of_the_largest_batch_is_run_with_a_smaller_one(tmp_path: Pat
     path = tmp_path / "x.pt"
     options = {"segments": ["0", "2"], "engine": "torchscript", "shapes": {"batch": (1, 2)}}
     hybrid_rt.convert(detector, (torch.rand(2, 3, 16, 16),), path, measure=False, progress=False, **options)
-    picture = torch.rand(1, 3, 16, 16)
-    torch.testing.assert_close(hybrid_rt.load(path)(picture), detector(picture), rtol=1e-4, atol=1e-5)
+    image = torch.rand(1, 3, 16, 16)
+    torch.testing.assert_close(hybrid_rt.load(path)(image), detector(image), rtol=1e-4, atol=1e-5)

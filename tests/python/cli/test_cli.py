@@ -54,7 +54,7 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> str:
 
 @pytest.mark.slow
 def test_convert_the_demo_detector(
-    demo_picture: Path,
+    demo_image_path: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -62,13 +62,14 @@ def test_convert_the_demo_detector(
     monkeypatch.chdir(ROOT)
     path = tmp_path / "digits.pt"
     assert (
-        main(["convert", "models.digits_detector:load", str(demo_picture), str(path), "--engine", "torchscript"]) == 0
+        main(["convert", "models.digits_detector:load", str(demo_image_path), str(path), "--engine", "torchscript"])
+        == 0
     )
     out, err = capsys.readouterr()
     assert "FasterRCNN -> " in out
     assert "boxes matched" in out
     assert "done save" in err
-    assert len(hybrid_rt.load(path)([read_image(demo_picture)])[0]["boxes"]) >= 5
+    assert len(hybrid_rt.load(path)([read_image(demo_image_path)])[0]["boxes"]) >= 5
 
 
 def test_convert_options_reach_the_bundle(noise: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,13 +103,13 @@ def test_convert_resets_state_on_request(noise: Path, capsys: pytest.CaptureFixt
 
 
 def test_convert_compares_on_every_image_of_a_directory(noise: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "pictures"
-    folder.mkdir()
+    directory = tmp_path / "images"
+    directory.mkdir()
     for name in ("b.PNG", "a.png", "c.jpeg"):
-        Image.open(noise).convert("RGB").save(folder / name)
-    (folder / "readme.txt").touch()
+        Image.open(noise).convert("RGB").save(directory / name)
+    (directory / "readme.txt").touch()
     output = str(tmp_path / "x.pt")
-    assert main(["convert", SMALL, str(folder), output, "--engine", "torchscript"]) == 0
+    assert main(["convert", SMALL, str(directory), output, "--engine", "torchscript"]) == 0
     assert len(hybrid_rt.inspect(output)["verification"]["pictures"]) == 3
 
 
@@ -147,8 +148,8 @@ def test_an_error_without_a_code_names_no_command(noise: Path, capsys: pytest.Ca
         (".models:build", "expected an importable PACKAGE.MODULE:CALLABLE, got '.models:build' ("),
         ("torchvision:nosuch", "detector: expected one of fasterrcnn_mobilenet_v3_large_320_fpn, "),
         (
-            "helpers.small_detectors:small_picture",
-            "expected helpers.small_detectors:small_picture() to return an nn.Module, got Tensor",
+            "helpers.small_detectors:small_image",
+            "expected helpers.small_detectors:small_image() to return an nn.Module, got Tensor",
         ),
     ],
 )
@@ -190,7 +191,7 @@ def test_convert_without_images(tmp_path: Path, noise: Path, capsys: pytest.Capt
     output = str(tmp_path / "x.pt")
     assert main(["convert", SMALL, str(tmp_path / "missing.png"), output]) == 2
     assert f"hybrid_rt[cli]: image {tmp_path / 'missing.png'}: expected an image file, got " in error_of(capsys)
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     assert main(["convert", SMALL, str(tmp_path / "text.png"), output]) == 2
     assert "expected an image file, got cannot identify image file" in error_of(capsys)
     (tmp_path / "empty").mkdir()
@@ -200,10 +201,10 @@ def test_convert_without_images(tmp_path: Path, noise: Path, capsys: pytest.Capt
 
 def test_images_are_rgb_between_0_and_1(tmp_path: Path) -> None:
     Image.new("RGBA", (3, 2), (255, 0, 51, 128)).save(tmp_path / "rgba.png")
-    picture = read_image(tmp_path / "rgba.png")
-    assert picture.shape == (3, 2, 3)
-    assert picture.dtype == torch.float32
-    assert picture[:, 0, 0].tolist() == pytest.approx([1.0, 0.0, 0.2])
+    image = read_image(tmp_path / "rgba.png")
+    assert image.shape == (3, 2, 3)
+    assert image.dtype == torch.float32
+    assert image[:, 0, 0].tolist() == pytest.approx([1.0, 0.0, 0.2])
     Image.new("L", (3, 2), 255).save(tmp_path / "grey.png")
     assert torch.equal(read_image(tmp_path / "grey.png"), torch.ones(3, 2, 3))
 
@@ -355,8 +356,8 @@ def test_detect_hands_over_to_the_program_beside_python(tmp_path: Path, monkeypa
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setattr(os, "execv", hand_over)
     with pytest.raises(HandedOver) as caught:
-        main(["detect", "model.pt", "picture.png", "--json", "--help"])
-    arguments = [str(program), "model.pt", "picture.png", "--json", "--help"]
+        main(["detect", "model.pt", "image.png", "--json", "--help"])
+    arguments = [str(program), "model.pt", "image.png", "--json", "--help"]
     assert caught.value.args == (str(program), arguments)
 
 
@@ -365,7 +366,7 @@ def test_detect_without_the_program_says_what_to_do(
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert main(["detect", "model.pt", "picture.png"]) == 1
+    assert main(["detect", "model.pt", "image.png"]) == 1
     assert "detect: expected the program hybrid-rt-detect, got none. Install hybrid_rt with" in error_of(capsys)
 
 

@@ -91,11 +91,11 @@ def test_special_files_are_refused_and_stay(tmp_path: Path) -> None:
 
 def test_leftovers_of_killed_processes_are_removed_and_those_of_live_ones_stay(tmp_path: Path) -> None:
     old, young, other = tmp_path / ".hybrid_rt-old", tmp_path / ".hybrid_rt-young", tmp_path / ".other"
-    for folder in (old, young, other):
-        folder.mkdir()
-        (folder / "half.pt").write_text("half")
-    for folder in (old, other):
-        os.utime(folder, (0, 0))
+    for directory in (old, young, other):
+        directory.mkdir()
+        (directory / "half.pt").write_text("half")
+    for directory in (old, other):
+        os.utime(directory, (0, 0))
     write(tmp_path / "x.pt")
     assert not old.exists()
     assert young.exists()

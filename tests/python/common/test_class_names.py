@@ -88,7 +88,7 @@ def test_a_summary_counts_the_names() -> None:
 
 
 def test_a_label_keeps_its_colour() -> None:
-    """The expected colours are those in tests/cpp/apps/picture/test_class_colours.cpp."""
+    """The expected colours are those in tests/cpp/apps/image/test_class_colours.cpp."""
     colours = {
         -7: (14, 8, 153),
         -1: (61, 204, 103),

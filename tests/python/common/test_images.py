@@ -62,8 +62,10 @@ def detector_file(tmp_path_factory: pytest.TempPathFactory, demo_image: torch.Te
 
 
 @pytest.mark.parametrize("name", [*variants(Image.new("RGB", (8, 8))), "gamma.png"])
-def test_python_and_cpp_see_the_same_pixels(name: str, tmp_path: Path, detector_file: Path, demo_picture: Path) -> None:
-    with Image.open(demo_picture) as opened:
+def test_python_and_cpp_see_the_same_pixels(
+    name: str, tmp_path: Path, detector_file: Path, demo_image_path: Path
+) -> None:
+    with Image.open(demo_image_path) as opened:
         rgb = opened.convert("RGB")
     path = tmp_path / name
     if name == "gamma.png":

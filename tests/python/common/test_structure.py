@@ -71,7 +71,7 @@ def test_lengths_name_what_the_types_leave_open() -> None:
     [
         (1.5, "got float 1.5"),
         (None, "got NoneType None"),
-        ("picture", "got str 'picture'"),
+        ("image", "got str 'image'"),
         ([], "got list []"),
         ((), "got tuple ()"),
         ({}, "got dict {}"),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import hybrid_rt
-from helpers.small_detectors import SIDE, SmallDetector, small_detector, small_picture
+from helpers.small_detectors import SIDE, SmallDetector, small_detector, small_image
 from hybrid_rt import BackendError, CaptureError, OptionError
 from hybrid_rt.backends import registry
 from hybrid_rt.conversion.assemble import variant_trials
@@ -43,22 +43,20 @@ class Sorted(nn.Module):
     def between(self, features: Tensor) -> Tensor:
         return features
 
-    def forward(self, pictures: Tensor) -> Any:
-        return torch.amax(self.second(self.between(self.first(pictures))), **{"dim": (2, 3)})
+    def forward(self, images: Tensor) -> Any:
+        return torch.amax(self.second(self.between(self.first(images))), **{"dim": (2, 3)})
 
 
 @pytest.mark.parametrize("engine", ["torchscript", "openvino"])
 def test_a_recorded_head_takes_segments_in_one_engine(engine: str, tmp_path: Path) -> None:
     detector, path = made(Sorted()), tmp_path / "x.pt"
     options = {**QUICK, "engine": engine, "fallback": False}
-    result = hybrid_rt.convert(
-        detector, (small_picture(),), path, segments=["first", "second"], head="trace", **options
-    )
+    result = hybrid_rt.convert(detector, (small_image(),), path, segments=["first", "second"], head="trace", **options)
     assert [engine.name for engine in result.report.engines] == ["first+second"]
     assert result.report.given_up == []
     for seed in (0, 1):
-        picture = small_picture(seed=seed)
-        torch.testing.assert_close(hybrid_rt.load(path)(picture), detector(picture), rtol=1e-4, atol=1e-5)
+        image = small_image(seed=seed)
+        torch.testing.assert_close(hybrid_rt.load(path)(image), detector(image), rtol=1e-4, atol=1e-5)
 
 
 def test_three_segments_that_feed_each_other_crosswise(tmp_path: Path) -> None:
@@ -67,13 +65,13 @@ def test_three_segments_that_feed_each_other_crosswise(tmp_path: Path) -> None:
             super().__init__()
             self.third = nn.Bilinear(4, 4, 5)
 
-        def forward(self, pictures: Tensor) -> Any:
-            levels = [self.first[0](pictures).mean((2, 3))[:, :4].contiguous(), self.second(self.first(pictures))]
+        def forward(self, images: Tensor) -> Any:
+            levels = [self.first[0](images).mean((2, 3))[:, :4].contiguous(), self.second(self.first(images))]
             return levels[0], levels[1], torch.amax(levels[1], **{"dim": (2, 3)})
 
     detector, path = made(Three()), tmp_path / "x.pt"
-    hybrid_rt.convert(detector, (small_picture(),), path, segments=["first", "second"], head="trace", **QUICK)
-    for want, have in zip(detector(small_picture(seed=1)), hybrid_rt.load(path)(small_picture(seed=1)), strict=True):
+    hybrid_rt.convert(detector, (small_image(),), path, segments=["first", "second"], head="trace", **QUICK)
+    for want, have in zip(detector(small_image(seed=1)), hybrid_rt.load(path)(small_image(seed=1)), strict=True):
         torch.testing.assert_close(have, want, rtol=1e-4, atol=1e-5)
 
 
@@ -86,14 +84,14 @@ def test_a_recorded_head_that_changes_passed_tensors_splits_the_engines(tmp_path
 
     detector, path = made(Copies()), tmp_path / "x.pt"
     report = hybrid_rt.convert(
-        detector, (small_picture(),), path, segments=["first", "second"], head="trace", **QUICK
+        detector, (small_image(),), path, segments=["first", "second"], head="trace", **QUICK
     ).report
     assert [engine.name for engine in report.engines] == ["first", "second"]
     [given_up] = report.given_up
     assert given_up.what == "one engine for first+second"
     assert "got another tensor as input 0 of 'second'" in given_up.reason
     assert given_up.code == "segments-not-one"
-    torch.testing.assert_close(hybrid_rt.load(path)(small_picture()), detector(small_picture()))
+    torch.testing.assert_close(hybrid_rt.load(path)(small_image()), detector(small_image()))
 
 
 # Engines that refuse
@@ -120,7 +118,7 @@ def test_an_engine_that_refuses_a_segment_leaves_it_to_the_next(
     refuse(monkeypatch, lambda program: program.name == "second")
     detector, path = made(Sorted()), tmp_path / "x.pt"
     options = {**QUICK, "engine": "openvino", "segments": ["first", "second"], "fuse": False, "head": "trace"}
-    report = hybrid_rt.convert(detector, (small_picture(),), path, **options).report
+    report = hybrid_rt.convert(detector, (small_image(),), path, **options).report
     backends = {engine.name: [variant.backend for variant in engine.variants] for engine in report.engines}
     assert backends == {"first": ["openvino", "torchscript"], "second": ["torchscript"]}
     [given_up] = report.given_up
@@ -140,7 +138,7 @@ def test_an_engine_that_refuses_fused_segments_may_take_single_ones(
     monkeypatch.setenv("HYBRID_RT_CACHE", str(tmp_path / "cache"))
     refuse(monkeypatch, lambda program: len(program.members) > 1)
     options = {**QUICK, "engine": "openvino", "segments": ["first", "second"], "fallback": False, "head": "trace"}
-    report = hybrid_rt.convert(made(Sorted()), (small_picture(),), tmp_path / "x.pt", **options).report
+    report = hybrid_rt.convert(made(Sorted()), (small_image(),), tmp_path / "x.pt", **options).report
     assert [engine.name for engine in report.engines] == ["first", "second"]
     [given_up] = report.given_up
     assert given_up.what == "one engine for first+second"
@@ -166,7 +164,7 @@ def test_an_engine_that_fails_at_run_time_is_replaced_by_the_next(
     fail_when_run(monkeypatch, "second")
     options = {**QUICK, "engine": "openvino", "segments": ["first", "second"], "fuse": False, "shapes": RANGES}
     path = tmp_path / "x.pt"
-    report = hybrid_rt.convert(made(Sorted()), (small_picture(),), path, head="trace", **options).report
+    report = hybrid_rt.convert(made(Sorted()), (small_image(),), path, head="trace", **options).report
     backends = {engine.name: [variant.backend for variant in engine.variants] for engine in report.engines}
     assert backends == {"first": ["openvino", "torchscript"], "second": ["torchscript"]}
     [given_up] = report.given_up
@@ -185,7 +183,7 @@ def test_without_a_fallback_an_engine_that_fails_when_it_runs_is_an_error(
     fail_when_run(monkeypatch, "second")
     options = {**QUICK, "engine": "openvino", "segments": ["second"], "fallback": False, "shapes": RANGES}
     with pytest.raises(BackendError, match=r"engine 'second': expected it to run at 1x8x\d+x\d+, as the segment does"):
-        hybrid_rt.convert(made(Sorted()), (small_picture(),), tmp_path / "x.pt", head="trace", **options)
+        hybrid_rt.convert(made(Sorted()), (small_image(),), tmp_path / "x.pt", head="trace", **options)
     assert not (tmp_path / "x.pt").exists()
 
 
@@ -194,7 +192,7 @@ def test_without_a_fallback_a_refusal_is_an_error(monkeypatch: pytest.MonkeyPatc
     refuse(monkeypatch, lambda program: True)
     options = {**QUICK, "engine": "openvino", "segments": ["first"], "fallback": False, "head": "trace"}
     with pytest.raises(BackendError, match=r"segment 'first': expected what it knows, got another"):
-        hybrid_rt.convert(made(Sorted()), (small_picture(),), tmp_path / "x.pt", **options)
+        hybrid_rt.convert(made(Sorted()), (small_image(),), tmp_path / "x.pt", **options)
     assert not (tmp_path / "x.pt").exists()
 
 
@@ -209,12 +207,12 @@ class Keeps(SmallDetector):
         self.register_buffer("seen", torch.zeros(1))
         self.runs, self.sizes, self.cached = 0, [0], torch.zeros(1)
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        found = self.detect(self.backbone(pictures)["coarse"])
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        found = self.detect(self.backbone(images)["coarse"])
         if not torch.jit.is_scripting():
             self.seen += 1
             self.runs += 1
-            self.sizes.append(pictures.shape[2])
+            self.sizes.append(images.shape[2])
             self.cached = self.cached + 1
         return found
 
@@ -238,7 +236,7 @@ def test_the_detector_is_unchanged(head: str, tmp_path: Path) -> None:
     detector.classes.register_forward_hook(lambda *_: hooked.append(1))
     before = state_of(detector)
     try:
-        hybrid_rt.convert(detector, (small_picture(),), tmp_path / "x.pt", segments=["backbone"], head=head, **QUICK)
+        hybrid_rt.convert(detector, (small_image(),), tmp_path / "x.pt", segments=["backbone"], head=head, **QUICK)
     except hybrid_rt.HybridRTError:
         assert not (tmp_path / "x.pt").exists()
     assert state_of(detector) == before
@@ -252,7 +250,7 @@ def test_the_detector_is_unchanged_after_an_error(tmp_path: Path) -> None:
     detector = Fails().eval()
     before = state_of(detector)
     with pytest.raises(OptionError, match="got ValueError: no "):
-        hybrid_rt.convert(detector, (small_picture(),), tmp_path / "x.pt", segments=["backbone"], **QUICK)
+        hybrid_rt.convert(detector, (small_image(),), tmp_path / "x.pt", segments=["backbone"], **QUICK)
     assert state_of(detector) == before
     assert list(tmp_path.iterdir()) == []
 
@@ -260,8 +258,8 @@ def test_the_detector_is_unchanged_after_an_error(tmp_path: Path) -> None:
 class Unscriptable(SmallDetector):
     """Has a part that is compiled before TorchScript reaches code that it refuses."""
 
-    def forward(self, pictures: Tensor) -> Any:
-        found = self.detect(self.backbone(pictures)["coarse"])
+    def forward(self, images: Tensor) -> Any:
+        found = self.detect(self.backbone(images)["coarse"])
         return tuple(x for x in found) if type(self).mended else sorted(found, key=lambda x: x.dim(), **{})
 
     mended = False
@@ -276,7 +274,7 @@ def test_torchs_registry_is_unchanged_after_a_failed_attempt(tmp_path: Path) -> 
         with pytest.raises(CaptureError) as caught:
             hybrid_rt.convert(
                 made(Unscriptable()),
-                (small_picture(),),
+                (small_image(),),
                 tmp_path / "x.pt",
                 segments=["backbone"],
                 head="script",
@@ -292,16 +290,16 @@ def test_torchs_registry_is_unchanged_after_a_failed_attempt(tmp_path: Path) -> 
 
 def test_a_refused_detector_converts_once_it_is_fixed(tmp_path: Path) -> None:
     class Method(SmallDetector):
-        def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            return self.detect(self.backbone(pictures)["coarse"])
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return self.detect(self.backbone(images)["coarse"])
 
         def detect(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             return self.unknown(features)
 
     with pytest.raises(OptionError, match=r"got AttributeError: .*unknown"):
-        hybrid_rt.convert(made(Method()), (small_picture(),), tmp_path / "x.pt", segments=["backbone"], **QUICK)
+        hybrid_rt.convert(made(Method()), (small_image(),), tmp_path / "x.pt", segments=["backbone"], **QUICK)
     Method.detect = SmallDetector.detect  # type: ignore[method-assign]
-    hybrid_rt.convert(made(Method()), (small_picture(),), tmp_path / "x.pt", segments=["backbone"], **QUICK)
+    hybrid_rt.convert(made(Method()), (small_image(),), tmp_path / "x.pt", segments=["backbone"], **QUICK)
 
 
 # Messages
@@ -312,8 +310,8 @@ class Raises(SmallDetector):
         super().__init__()
         self.error = error
 
-    def forward(self, pictures: Tensor) -> Any:
-        found = self.backbone(pictures)
+    def forward(self, images: Tensor) -> Any:
+        found = self.backbone(images)
         if torch.jit.is_tracing():
             raise self.error
         return self.detect(found["coarse"])
@@ -321,7 +319,7 @@ class Raises(SmallDetector):
 
 def refused(detector: nn.Module, path: Path) -> str:
     with pytest.raises(CaptureError) as caught:
-        hybrid_rt.convert(made(detector), (small_picture(),), path, segments=["backbone"], head="trace", **QUICK)
+        hybrid_rt.convert(made(detector), (small_image(),), path, segments=["backbone"], head="trace", **QUICK)
     return str(caught.value)
 
 
@@ -359,8 +357,8 @@ def test_a_value_that_is_not_a_tensor_is_named_not_printed(tmp_path: Path) -> No
             return self.layer(x)
 
     class Gives(SmallDetector):
-        def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            return self.detect(self.backbone(pictures, Cache()))
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return self.detect(self.backbone(images, Cache()))
 
     text = refused(Gives(Takes()), tmp_path / "x.pt")
     assert "input 'cache': expected tensors in lists, tuples and dicts with string or integer keys, got Cache." in text
@@ -368,13 +366,13 @@ def test_a_value_that_is_not_a_tensor_is_named_not_printed(tmp_path: Path) -> No
 
 def test_fp32_is_not_the_remedy_for_fp32(tmp_path: Path) -> None:
     class Drifts(SmallDetector):
-        def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            boxes, scores, labels = self.detect(self.backbone(pictures)["coarse"])
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            boxes, scores, labels = self.detect(self.backbone(images)["coarse"])
             return (boxes, scores + 1, labels) if torch.jit.is_scripting() else (boxes, scores, labels)
 
     with pytest.raises(hybrid_rt.VerificationError) as caught:
         hybrid_rt.convert(
-            made(Drifts()), (small_picture(),), tmp_path / "x.pt", segments=["backbone"], head="script", **QUICK
+            made(Drifts()), (small_image(),), tmp_path / "x.pt", segments=["backbone"], head="script", **QUICK
         )
     assert "Nothing was saved. Exclude the segment, or loosen thresholds= if the difference is acceptable." in str(
         caught.value
@@ -383,7 +381,7 @@ def test_fp32_is_not_the_remedy_for_fp32(tmp_path: Path) -> None:
 
 def test_a_small_detector_abandons_nothing(tmp_path: Path) -> None:
     report = hybrid_rt.convert(
-        small_detector(), (small_picture(),), tmp_path / "x.pt", segments=["backbone"], **QUICK
+        small_detector(), (small_image(),), tmp_path / "x.pt", segments=["backbone"], **QUICK
     ).report
     assert report.given_up == []
     assert "given up" not in str(report)
@@ -391,27 +389,27 @@ def test_a_small_detector_abandons_nothing(tmp_path: Path) -> None:
 
 def test_a_size_that_the_detector_does_not_take_is_named(tmp_path: Path) -> None:
     class Fixed(SmallDetector):
-        def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            return self.detect(self.backbone(pictures + torch.zeros(1, 3, 32, 32))["coarse"])
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return self.detect(self.backbone(images + torch.zeros(1, 3, 32, 32))["coarse"])
 
     shapes = [(32, 32), (48, 40)]
     with pytest.raises(
         CaptureError, match=r"shapes: expected a detector that accepts inputs of 1x3x48x40, .* got Runtime"
     ):
         hybrid_rt.convert(
-            made(Fixed()), (small_picture(),), tmp_path / "x.pt", segments=["backbone"], shapes=shapes, **QUICK
+            made(Fixed()), (small_image(),), tmp_path / "x.pt", segments=["backbone"], shapes=shapes, **QUICK
         )
 
 
 def test_a_result_with_a_number_comes_back(tmp_path: Path) -> None:
     class Counts(SmallDetector):
-        def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
-            boxes, scores, labels = self.detect(self.backbone(pictures)["coarse"])
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
+            boxes, scores, labels = self.detect(self.backbone(images)["coarse"])
             return boxes, scores, labels, boxes.shape[0]
 
     detector = made(Counts())
-    hybrid = hybrid_rt.convert(detector, (small_picture(),), tmp_path / "x.pt", segments=["backbone"], **QUICK)
-    assert hybrid.module(small_picture())[3] == detector(small_picture())[3] > 0
+    hybrid = hybrid_rt.convert(detector, (small_image(),), tmp_path / "x.pt", segments=["backbone"], **QUICK)
+    assert hybrid.module(small_image())[3] == detector(small_image())[3] > 0
 
 
 def test_abandoned_options_have_the_code_of_the_reason() -> None:
@@ -446,7 +444,7 @@ class Branches(nn.Module):
 def test_a_segment_that_is_right_at_some_sizes_gives_way_to_those_inside_it(tmp_path: Path) -> None:
     detector, path = made(Branches()), tmp_path / "x.pt"
     options = {**QUICK, "shapes": {"height": (16, 64), "width": (16, 64)}}
-    report = hybrid_rt.convert(detector, (small_picture(),), path, **options).report
+    report = hybrid_rt.convert(detector, (small_image(),), path, **options).report
     assert [engine.name for engine in report.engines] == ["body.first", "body.second"]
     [given_up] = report.given_up
     assert given_up.what == "the segment body"
@@ -456,4 +454,4 @@ def test_a_segment_that_is_right_at_some_sizes_gives_way_to_those_inside_it(tmp_
         image = torch.rand(1, 3, height, 32)
         torch.testing.assert_close(hybrid(image), detector(image), rtol=1e-4, atol=1e-5)
     with pytest.raises(CaptureError, match="segment 'body': expected a recording on"):
-        hybrid_rt.convert(detector, (small_picture(),), path, segments=["body"], **options)
+        hybrid_rt.convert(detector, (small_image(),), path, segments=["body"], **options)

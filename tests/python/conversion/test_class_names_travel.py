@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import hybrid_rt
-from helpers.small_detectors import Backbone, ListDetector, small_list_detector, small_picture
+from helpers.small_detectors import Backbone, ListDetector, small_image, small_list_detector
 from hybrid_rt import CocoDataset, OptionError
 from hybrid_rt.cli.main import main
 
@@ -28,7 +28,7 @@ def detector_of_three_classes() -> ListDetector:
 def convert(path: Path, detector: Any = None, **options: Any) -> hybrid_rt.ConversionReport:
     detector = detector or detector_of_three_classes()
     options = {"engine": "torchscript", "segments": ["detector.backbone"], "measure": False, "verify": False} | options
-    return hybrid_rt.convert(detector, ([small_picture()[0]],), path, **options).report
+    return hybrid_rt.convert(detector, ([small_image()[0]],), path, **options).report
 
 
 def names_in(path: Path) -> Any:
@@ -66,18 +66,18 @@ def test_an_attribute_of_another_kind_is_left_alone(tmp_path: Path) -> None:
     assert names_in(tmp_path / "x.pt") is None
 
 
-def dataset(folder: Path, *categories: dict[str, Any]) -> CocoDataset:
-    pixels = (small_picture()[0] * 255).round().byte().permute(1, 2, 0).numpy()
+def dataset(directory: Path, *categories: dict[str, Any]) -> CocoDataset:
+    pixels = (small_image()[0] * 255).round().byte().permute(1, 2, 0).numpy()
     height, width = pixels.shape[:2]
-    Image.fromarray(pixels).save(folder / "one.png")
+    Image.fromarray(pixels).save(directory / "one.png")
     box = {"image_id": 1, "category_id": categories[0]["id"], "bbox": [0, 0, 10, 10]}
     content = {
         "images": [{"id": 1, "file_name": "one.png", "height": height, "width": width}],
         "annotations": [box],
         "categories": list(categories),
     }
-    (folder / "annotations.json").write_text(json.dumps(content))
-    return CocoDataset(folder / "annotations.json", folder, labels={0: 7, 1: 9, 2: 8})
+    (directory / "annotations.json").write_text(json.dumps(content))
+    return CocoDataset(directory / "annotations.json", directory, labels={0: 7, 1: 9, 2: 8})
 
 
 def test_a_dataset_names_its_categories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,10 +171,10 @@ def test_a_file_that_has_no_names(
     assert error in capsys.readouterr().err
 
 
-def convert_by_command(folder: Path, names: Path) -> int:
-    pixels = (small_picture()[0] * 255).round().byte().permute(1, 2, 0).numpy()
-    Image.fromarray(pixels).save(folder / "noise.png")
+def convert_by_command(directory: Path, names: Path) -> int:
+    pixels = (small_image()[0] * 255).round().byte().permute(1, 2, 0).numpy()
+    Image.fromarray(pixels).save(directory / "noise.png")
     detector = "helpers.small_detectors:small_list_detector"
-    files = [str(folder / "noise.png"), str(folder / "x.pt")]
+    files = [str(directory / "noise.png"), str(directory / "x.pt")]
     options = ["--engine", "torchscript", "--no-verify", "--no-measure", "--class-names", str(names)]
     return main(["convert", detector, *files, "--segments", "detector.backbone", *options])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 import hybrid_rt
-from helpers.small_detectors import small_picture
+from helpers.small_detectors import small_image
 from hybrid_rt.common.executables import find_program
 from models import community_networks
 
@@ -63,14 +63,14 @@ def test_it_converts_with_defaults_and_is_equal_at_unseen_sizes(kind: type[nn.Mo
     expected = DETECTORS[kind]
     detector = community_networks.seeded(kind)
     path = tmp_path / "stranger.pt"
-    report = hybrid_rt.convert(detector, (small_picture(64, 96),), path, shapes=RANGES, measure=False).report
+    report = hybrid_rt.convert(detector, (small_image(64, 96),), path, shapes=RANGES, measure=False).report
     assert (report.head, len(report.engines)) == (expected.head, 1), report.head_refused
     assert sum(share.share for share in report.shares if share.chosen) >= expected.coverage
     assert_equal_in_cpp(path)
     hybrid = hybrid_rt.load(path)
     assert hybrid_rt.engines(hybrid)
     for size in expected.sizes:
-        image = small_picture(*size, seed=size[1])
+        image = small_image(*size, seed=size[1])
         wanted, found = leaves(detector(image)), leaves(hybrid(image))
         assert len(wanted) == len(found) > 0
         for one, other in zip(wanted, found, strict=True):
@@ -89,8 +89,8 @@ def assert_equal_in_cpp(path: Path) -> None:
 def test_crops_of_a_fixed_size_in_batches(tmp_path: Path) -> None:
     net = community_networks.seeded(community_networks.ONet)
     path = tmp_path / "onet.pt"
-    report = hybrid_rt.convert(net, (small_picture(48, 48),), path, shapes={"batch": (1, 8)}, measure=False).report
+    report = hybrid_rt.convert(net, (small_image(48, 48),), path, shapes={"batch": (1, 8)}, measure=False).report
     assert report.head == "script"
-    crops = torch.cat([small_picture(48, 48, seed=i) for i in range(5)])
+    crops = torch.cat([small_image(48, 48, seed=i) for i in range(5)])
     for one, other in zip(net(crops), hybrid_rt.load(path)(crops), strict=True):
         torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5)

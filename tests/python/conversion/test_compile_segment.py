@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 
 import hybrid_rt
-from helpers.small_detectors import Backbone, Changed, replaced_backbone, small_detector, small_picture
+from helpers.small_detectors import Backbone, Changed, replaced_backbone, small_detector, small_image
 from hybrid_rt import BackendError, CaptureError, OptionError, Thresholds, VerificationError
 from hybrid_rt.backends import registry
 from hybrid_rt.backends.base import Backend
@@ -49,11 +49,11 @@ def with_backbone(backbone: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("engine", ["openvino", "torchscript"])
 def test_a_detector_with_it_gives_the_same_boxes(engine: str) -> None:
     detector = small_detector()
-    compiled = hybrid_rt.compile_segment(detector.backbone, small_picture(), engine=engine, shapes=SHAPES)
+    compiled = hybrid_rt.compile_segment(detector.backbone, small_image(), engine=engine, shapes=SHAPES)
     assert compiled.running()["backend"] == engine
     for size in ((32, 32), (96, 64), (128, 128)):
         for got, expected in zip(
-            with_backbone(compiled)(small_picture(*size)), detector(small_picture(*size)), strict=True
+            with_backbone(compiled)(small_image(*size)), detector(small_image(*size)), strict=True
         ):
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
@@ -61,7 +61,7 @@ def test_a_detector_with_it_gives_the_same_boxes(engine: str) -> None:
 def test_the_module_is_left_as_it_was() -> None:
     backbone = small_detector().backbone
     before = copy.deepcopy(backbone.state_dict())
-    hybrid_rt.compile_segment(backbone, small_picture(), engine="torchscript")
+    hybrid_rt.compile_segment(backbone, small_image(), engine="torchscript")
     assert backbone.state_dict().keys() == before.keys()
     assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.state_dict().items())
     assert type(backbone) is Backbone
@@ -69,9 +69,9 @@ def test_the_module_is_left_as_it_was() -> None:
 
 def test_a_batch_of_another_size() -> None:
     backbone = small_detector().backbone
-    compiled = hybrid_rt.compile_segment(backbone, small_picture(), shapes=SHAPES)
-    pictures = torch.rand(3, 3, 64, 32)
-    torch.testing.assert_close(compiled(pictures), backbone(pictures), rtol=1e-4, atol=1e-5)
+    compiled = hybrid_rt.compile_segment(backbone, small_image(), shapes=SHAPES)
+    images = torch.rand(3, 3, 64, 32)
+    torch.testing.assert_close(compiled(images), backbone(images), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -86,8 +86,8 @@ def test_a_batch_of_another_size() -> None:
 )
 def test_it_returns_the_structure_of_the_module(structure: Callable[[Tensor], object]) -> None:
     module = new(Changed(structure))
-    compiled = hybrid_rt.compile_segment(module, small_picture())
-    torch.testing.assert_close(compiled(small_picture()), module(small_picture()), rtol=1e-4, atol=1e-5)
+    compiled = hybrid_rt.compile_segment(module, small_image())
+    torch.testing.assert_close(compiled(small_image()), module(small_image()), rtol=1e-4, atol=1e-5)
 
 
 def test_several_inputs_keep_their_proportion() -> None:
@@ -121,14 +121,14 @@ def test_torchvision_accepts_it_as_a_backbone(demo_detector: FasterRCNN, demo_im
 
 
 def test_a_detector_with_it_can_be_scripted_and_copied() -> None:
-    detector = with_backbone(hybrid_rt.compile_segment(small_detector().backbone, small_picture(), shapes=SHAPES))
-    expected = detector(small_picture(64, 96))
+    detector = with_backbone(hybrid_rt.compile_segment(small_detector().backbone, small_image(), shapes=SHAPES))
+    expected = detector(small_image(64, 96))
     for other in (jit.script(detector), copy.deepcopy(detector)):
-        torch.testing.assert_close(other(small_picture(64, 96)), expected)
+        torch.testing.assert_close(other(small_image(64, 96)), expected)
 
 
 def test_it_says_what_runs() -> None:
-    compiled = hybrid_rt.compile_segment(small_detector().backbone, small_picture())
+    compiled = hybrid_rt.compile_segment(small_detector().backbone, small_image())
     assert repr(compiled).startswith("CompiledSegment(Backbone on openvino ")
     assert [variant["backend"] for variant in compiled.running()["variants"]] == ["openvino", "torchscript"]
 
@@ -137,18 +137,18 @@ def test_it_says_what_runs() -> None:
 
 
 def test_without_shapes_the_size_is_the_example_s() -> None:
-    compiled = hybrid_rt.compile_segment(small_detector().backbone, small_picture())
-    compiled(small_picture())
-    with pytest.raises(RuntimeError, match=r"'Backbone', input 'pictures', dimension 2: expected 1x3x32x32 float32, "):
-        compiled(small_picture(64, 32))
+    compiled = hybrid_rt.compile_segment(small_detector().backbone, small_image())
+    compiled(small_image())
+    with pytest.raises(RuntimeError, match=r"'Backbone', input 'images', dimension 2: expected 1x3x32x32 float32, "):
+        compiled(small_image(64, 32))
 
 
 @pytest.mark.slow
 def test_sizes_outside_the_ranges() -> None:
-    compiled = hybrid_rt.compile_segment(small_detector().backbone, small_picture(), shapes=[(32, 32), (64, 96)])
-    compiled(small_picture(64, 96))
+    compiled = hybrid_rt.compile_segment(small_detector().backbone, small_image(), shapes=[(32, 32), (64, 96)])
+    compiled(small_image(64, 96))
     with pytest.raises(RuntimeError, match=r"expected 1x3x32..64x32..96 float32, got 1x3x96x96"):
-        compiled(small_picture(96, 96))
+        compiled(small_image(96, 96))
 
 
 def test_shapes_that_do_not_fit() -> None:
@@ -156,9 +156,9 @@ def test_shapes_that_do_not_fit() -> None:
     with pytest.raises(
         OptionError, match=r"shapes, height: expected a range that includes the example's 32, got 64..96"
     ):
-        hybrid_rt.compile_segment(backbone, small_picture(), shapes={"height": (64, 96)})
+        hybrid_rt.compile_segment(backbone, small_image(), shapes={"height": (64, 96)})
     with pytest.raises(OptionError, match=r"shapes: expected ranges for batch, height, width, got 'depth'"):
-        hybrid_rt.compile_segment(backbone, small_picture(), shapes={"depth": (1, 2)})
+        hybrid_rt.compile_segment(backbone, small_image(), shapes={"depth": (1, 2)})
     with pytest.raises(
         OptionError, match=r"shapes: expected a first input \[N, C, H, W\].*, got one with 2 dimensions"
     ):
@@ -169,14 +169,14 @@ def test_shapes_that_do_not_fit() -> None:
 
 
 def test_to_where_it_is_changes_nothing() -> None:
-    detector = with_backbone(hybrid_rt.compile_segment(small_detector().backbone, small_picture()))
-    expected = detector(small_picture())
-    torch.testing.assert_close(detector.to("cpu").float().train().eval().cpu()(small_picture()), expected)
+    detector = with_backbone(hybrid_rt.compile_segment(small_detector().backbone, small_image()))
+    expected = detector(small_image())
+    torch.testing.assert_close(detector.to("cpu").float().train().eval().cpu()(small_image()), expected)
 
 
 @pytest.mark.parametrize("convert", [nn.Module.half, nn.Module.double, lambda module: module.to(torch.bfloat16)])
 def test_to_another_type_is_an_error(convert: Callable[[nn.Module], nn.Module]) -> None:
-    compiled = hybrid_rt.compile_segment(small_detector().backbone, small_picture(), engine="torchscript")
+    compiled = hybrid_rt.compile_segment(small_detector().backbone, small_image(), engine="torchscript")
     with pytest.raises(
         OptionError,
         match=r"\[compile_segment\]: engine 'Backbone': expected no change of its dtype, .* got a conversion to",
@@ -185,10 +185,10 @@ def test_to_another_type_is_an_error(convert: Callable[[nn.Module], nn.Module]) 
 
 
 def test_to_a_device_where_nothing_runs_is_an_error() -> None:
-    compiled = hybrid_rt.compile_segment(small_detector().backbone, small_picture())
+    compiled = hybrid_rt.compile_segment(small_detector().backbone, small_image())
     with pytest.raises(BackendError, match=r"(?s)got none of 2:.*openvino \(fp32\): runs on cpu, not on meta"):
         compiled.to("meta")
-    compiled(small_picture())  # as before
+    compiled(small_image())  # as before
 
 
 # engines
@@ -196,7 +196,7 @@ def test_to_a_device_where_nothing_runs_is_an_error() -> None:
 
 def test_strict_packs_the_first_engine_alone() -> None:
     compiled = hybrid_rt.compile_segment(
-        small_detector().backbone, small_picture(), engine=["torchscript", "openvino"], strict=True
+        small_detector().backbone, small_image(), engine=["torchscript", "openvino"], strict=True
     )
     assert [variant["backend"] for variant in compiled.running()["variants"]] == ["torchscript"]
 
@@ -221,7 +221,7 @@ def test_an_engine_that_cannot_compile_is_a_warning(
 ) -> None:
     problem(monkeypatch)
     with pytest.warns(RuntimeWarning, match=r"\[openvino\].* Falling back to the next engine"):
-        compiled = hybrid_rt.compile_segment(small_detector().backbone, small_picture())
+        compiled = hybrid_rt.compile_segment(small_detector().backbone, small_image())
     assert compiled.running()["backend"] == "torchscript"
 
 
@@ -232,7 +232,7 @@ def test_an_engine_that_cannot_compile_is_an_error_on_request(
 ) -> None:
     problem(monkeypatch)
     with pytest.raises(BackendError, match=r"hybrid_rt\[openvino\]"):
-        hybrid_rt.compile_segment(small_detector().backbone, small_picture(), **options)
+        hybrid_rt.compile_segment(small_detector().backbone, small_image(), **options)
 
 
 @pytest.mark.slow
@@ -253,7 +253,7 @@ def test_options_of_an_engine_that_is_left_when_another_is_not_installed(monkeyp
     with pytest.warns(RuntimeWarning, match="onnxruntime"):
         hybrid_rt.compile_segment(
             small_detector().backbone,
-            small_picture(),
+            small_image(),
             engine=["openvino:bf16", "onnxruntime"],
             options={"openvino": given},
         )
@@ -261,7 +261,7 @@ def test_options_of_an_engine_that_is_left_when_another_is_not_installed(monkeyp
 
 
 def test_an_engine_with_other_results(monkeypatch: pytest.MonkeyPatch) -> None:
-    other = capture_alone(small_detector(), "backbone", [(small_picture(),)])
+    other = capture_alone(small_detector(), "backbone", [(small_image(),)])
     artifact = registry.backend("torchscript").compile(other, "fp32")
     monkeypatch.setattr(store, "get_or_compile", lambda *_: (artifact, False))
     with torch.random.fork_rng(devices=[]):
@@ -270,10 +270,10 @@ def test_an_engine_with_other_results(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         VerificationError, match=r"(?s)'Backbone' in fp32: expected the outputs of the module, got .*'fi"
     ):
-        hybrid_rt.compile_segment(backbone, small_picture(), engine="torchscript")
-    hybrid_rt.compile_segment(backbone, small_picture(), engine="torchscript", verify=False)
+        hybrid_rt.compile_segment(backbone, small_image(), engine="torchscript")
+    hybrid_rt.compile_segment(backbone, small_image(), engine="torchscript", verify=False)
     loose = Thresholds(iou=0, score=1, recall=0, relative_error=100)
-    hybrid_rt.compile_segment(backbone, small_picture(), engine="torchscript", thresholds=loose)
+    hybrid_rt.compile_segment(backbone, small_image(), engine="torchscript", thresholds=loose)
 
 
 # bad input
@@ -282,31 +282,29 @@ def test_an_engine_with_other_results(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bad_arguments() -> None:
     backbone = small_detector().backbone
     with pytest.raises(OptionError, match=r"module: expected eval mode, got training mode in Backbone"):
-        hybrid_rt.compile_segment(Backbone(), small_picture())
+        hybrid_rt.compile_segment(Backbone(), small_image())
     with pytest.raises(OptionError, match=r"module: expected an nn.Module in Python code, got function"):
-        hybrid_rt.compile_segment(lambda x: x, small_picture())
+        hybrid_rt.compile_segment(lambda x: x, small_image())
     with pytest.raises(
         OptionError, match=r"example: expected the positional arguments of Backbone.forward, got different ones"
     ):
-        hybrid_rt.compile_segment(backbone, (small_picture(), small_picture()))
-    with pytest.raises(
-        CaptureError, match=r"segment 'Backbone', input 'pictures': expected tensors in lists.* got str"
-    ):
-        hybrid_rt.compile_segment(backbone, "a picture")
+        hybrid_rt.compile_segment(backbone, (small_image(), small_image()))
+    with pytest.raises(CaptureError, match=r"segment 'Backbone', input 'images': expected tensors in lists.* got str"):
+        hybrid_rt.compile_segment(backbone, "an image")
     with pytest.raises(OptionError, match=r"\[compile_segment\]: precision: expected one of fp32"):
-        hybrid_rt.compile_segment(backbone, small_picture(), precision="fp8")
+        hybrid_rt.compile_segment(backbone, small_image(), precision="fp8")
     with pytest.raises(OptionError, match=r"engine: expected one of .*, got 'nosuch'"):
-        hybrid_rt.compile_segment(backbone, small_picture(), engine="nosuch")
+        hybrid_rt.compile_segment(backbone, small_image(), engine="nosuch")
     with pytest.raises(OptionError, match=r"\[compile_segment\]: engine: expected 'auto' or at least one backend"):
-        hybrid_rt.compile_segment(backbone, small_picture(), engine=[])
+        hybrid_rt.compile_segment(backbone, small_image(), engine=[])
 
 
 def test_a_module_that_returns_no_tensor() -> None:
     with pytest.raises(CaptureError, match=r"expected tensors in lists, tuples and dicts"):
-        hybrid_rt.compile_segment(new(Changed(lambda tensor: tensor.shape[0])), small_picture())
+        hybrid_rt.compile_segment(new(Changed(lambda tensor: tensor.shape[0])), small_image())
 
 
 def test_unrepeatable_operations_are_refused() -> None:
     random = new(Changed(lambda tensor: tensor + torch.rand_like(tensor)))
     with pytest.raises(CaptureError, match=r"\[compile_segment\]: module Changed: expected the same .*random"):
-        hybrid_rt.compile_segment(random, small_picture())
+        hybrid_rt.compile_segment(random, small_image())

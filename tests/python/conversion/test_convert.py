@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import hybrid_rt
-from helpers.small_detectors import SmallDetector, small_detector, small_list_detector, small_picture
+from helpers.small_detectors import SmallDetector, small_detector, small_image, small_list_detector
 from hybrid_rt import CaptureError
 from hybrid_rt.verification.verify import match_boxes
 
@@ -75,8 +75,8 @@ def awkward_sides(demo_detector: nn.Module, demo_image: Tensor) -> list[int]:
     scripted = torch.jit.script(demo_detector.transform)
     sides = []
     for side in range(235, 275):
-        picture = resized(demo_image, side, side + 60)
-        if scripted([picture])[0].image_sizes != demo_detector.transform([picture])[0].image_sizes:
+        image = resized(demo_image, side, side + 60)
+        if scripted([image])[0].image_sizes != demo_detector.transform([image])[0].image_sizes:
             sides.append(side)
     return sides
 
@@ -89,10 +89,10 @@ class NotSmaller(nn.Module):
         self.inner = backbone
         self.out_channels = backbone.out_channels
 
-    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        if min(pictures.shape[-2:]) < 200:
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        if min(images.shape[-2:]) < 200:
             raise ValueError("too small")
-        return self.inner(pictures)
+        return self.inner(images)
 
 
 def test_a_segment_that_refuses_a_size_inside_its_ranges(
@@ -133,8 +133,8 @@ def test_sizes_at_which_torchvisions_scripted_resize_differs(
     """TorchScript computes the scale in float32, eager mode in double; see exact_transform.py."""
     assert len(awkward_sides) >= 2
     for side in awkward_sides[:3]:
-        picture = resized(demo_image, side, side + 60)
-        assert_same_boxes(demo_detector([picture]), loaded([picture]))
+        image = resized(demo_image, side, side + 60)
+        assert_same_boxes(demo_detector([image]), loaded([image]))
 
 
 @pytest.mark.slow
@@ -214,7 +214,7 @@ def assert_same_tensors(expected: Sequence[Tensor], found: Sequence[Tensor]) -> 
 
 def test_the_result_lists_the_output(tmp_path: Path) -> None:
     path = tmp_path / "small.pt"
-    result = hybrid_rt.convert(small_list_detector(), ([small_picture()[0]],), path, segments=["detector.backbone"])
+    result = hybrid_rt.convert(small_list_detector(), ([small_image()[0]],), path, segments=["detector.backbone"])
     report = result.report
     assert (report.detector, report.path) == ("ListDetector", str(path))
     assert report.file_size == path.stat().st_size
@@ -232,23 +232,23 @@ def test_the_result_lists_the_output(tmp_path: Path) -> None:
     assert report.to_json()["engines"][0]["variants"][0]["backend"] == "openvino"
     text = str(report)
     assert f"{report.verification.pictures[0].matched} of {report.verification.pictures[0].expected} boxes" in text
-    picture = small_picture(seed=1)[0]
+    image = small_image(seed=1)[0]
     for module in (result.module, hybrid_rt.load(path)):
-        assert_same_boxes(small_list_detector()([picture]), module([picture]))
+        assert_same_boxes(small_list_detector()([image]), module([image]))
 
 
 def test_a_detector_of_tensors_has_the_examples_size(tmp_path: Path) -> None:
     path = tmp_path / "fixed.pt"
-    result = hybrid_rt.convert(small_detector(), (small_picture(),), path, segments="backbone")
+    result = hybrid_rt.convert(small_detector(), (small_image(),), path, segments="backbone")
     assert "boxes matched" not in str(result.report)
     assert "verified in fp32\n" in str(result.report)
     assert "\n  backbone: greatest relative error " in str(result.report)
     module = hybrid_rt.load(path)
     for seed in range(3):
-        picture = small_picture(seed=seed)
-        assert_same_tensors(small_detector()(picture), module(picture))
+        image = small_image(seed=seed)
+        assert_same_tensors(small_detector()(image), module(image))
     with pytest.raises(RuntimeError, match="dimension 2: expected 1x3x32x32 float32, got 1x3x40x32"):
-        module(small_picture(40, 32))
+        module(small_image(40, 32))
 
 
 @pytest.mark.slow
@@ -267,24 +267,22 @@ def test_shapes_widen_the_range(
     tmp_path: Path, shapes: Any, inside: list[tuple[int, int, int]], outside: list[tuple[int, int, int]]
 ) -> None:
     path = tmp_path / "wide.pt"
-    hybrid_rt.convert(small_detector(), (small_picture(),), path, segments="backbone", shapes=shapes)
+    hybrid_rt.convert(small_detector(), (small_image(),), path, segments="backbone", shapes=shapes)
     for backend in ("openvino", "torchscript"):
         module = hybrid_rt.load(path, backend=backend)
         for batch, height, width in inside:
-            pictures = small_picture(height, width).expand(batch, -1, -1, -1)
-            assert_same_tensors(small_detector()(pictures), module(pictures))
+            images = small_image(height, width).expand(batch, -1, -1, -1)
+            assert_same_tensors(small_detector()(images), module(images))
         for batch, height, width in outside:
-            with pytest.raises(
-                RuntimeError, match=rf"hybrid_rt\[{backend}\]: engine 'backbone', input 'pictures', dim"
-            ):
-                module(small_picture(height, width).expand(batch, -1, -1, -1))
+            with pytest.raises(RuntimeError, match=rf"hybrid_rt\[{backend}\]: engine 'backbone', input 'images', dim"):
+                module(small_image(height, width).expand(batch, -1, -1, -1))
 
 
 def test_shapes_of_images_leave_later_segments_free(tmp_path: Path) -> None:
     path = tmp_path / "two.pt"
     hybrid_rt.convert(
         small_detector(),
-        (small_picture(),),
+        (small_image(),),
         path,
         segments=["backbone", "classes"],
         fuse=False,
@@ -294,8 +292,8 @@ def test_shapes_of_images_leave_later_segments_free(tmp_path: Path) -> None:
     module = hybrid_rt.load(path)
     assert [engine["engine"] for engine in hybrid_rt.engines(module)] == ["backbone", "classes"]
     for height, width in ((16, 64), (48, 40)):
-        picture = small_picture(height, width)
-        assert_same_tensors(small_detector()(picture), module(picture))
+        image = small_image(height, width)
+        assert_same_tensors(small_detector()(image), module(image))
 
 
 @pytest.mark.slow
@@ -322,7 +320,7 @@ class TwoStreams(SmallDetector):
 def test_a_segment_that_is_called_twice(tmp_path: Path) -> None:
     detector = TwoStreams(small_detector().backbone).eval().requires_grad_(False)
     path = tmp_path / "twice.pt"
-    left, right = small_picture(32, 32, seed=1), small_picture(24, 40, seed=2)
+    left, right = small_image(32, 32, seed=1), small_image(24, 40, seed=2)
     hybrid_rt.convert(detector, (left, right), path, segments="backbone", engine="torchscript")
     module = hybrid_rt.load(path)
     assert_same_tensors(detector(left, right)["classes"], module(left, right)["classes"])
@@ -332,7 +330,7 @@ def test_a_segment_under_two_names_runs_in_the_engine_by_either(tmp_path: Path) 
     detector = small_list_detector()
     assert detector.backbone is detector.detector.backbone
     path = tmp_path / "alias.pt"
-    hybrid_rt.convert(detector, ([small_picture()[0]],), path, engine="torchscript")
+    hybrid_rt.convert(detector, ([small_image()[0]],), path, engine="torchscript")
     module = hybrid_rt.load(path)
     # The engine gets the shortest of its names.
     assert [engine["engine"] for engine in hybrid_rt.engines(module)] == ["backbone+detector.classes"]
@@ -340,15 +338,13 @@ def test_a_segment_under_two_names_runs_in_the_engine_by_either(tmp_path: Path) 
 
 def test_without_a_fallback_there_is_one_variant(tmp_path: Path) -> None:
     path = tmp_path / "alone.pt"
-    result = hybrid_rt.convert(small_detector(), (small_picture(),), path, segments="backbone", fallback=False)
+    result = hybrid_rt.convert(small_detector(), (small_image(),), path, segments="backbone", fallback=False)
     assert [variant.backend for variant in result.report.engines[0].variants] == ["openvino"]
 
 
 def test_engines_are_kept_in_the_order_given(tmp_path: Path) -> None:
     path = tmp_path / "ordered.pt"
-    hybrid_rt.convert(
-        small_detector(), (small_picture(),), path, segments="backbone", engine=["torchscript", "openvino"]
-    )
+    hybrid_rt.convert(small_detector(), (small_image(),), path, segments="backbone", engine=["torchscript", "openvino"])
     assert hybrid_rt.engines(hybrid_rt.load(path))[0]["backend"] == "torchscript"
     variants = hybrid_rt.inspect(path)["engines"][0]["variants"]
     assert [variant["backend"] for variant in variants] == ["torchscript", "openvino"]
@@ -356,12 +352,12 @@ def test_engines_are_kept_in_the_order_given(tmp_path: Path) -> None:
 
 def test_without_progress_nothing_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hybrid_rt.convert(
-        small_detector(), (small_picture(),), tmp_path / "quiet.pt", segments="backbone", engine="torchscript"
+        small_detector(), (small_image(),), tmp_path / "quiet.pt", segments="backbone", engine="torchscript"
     )
     assert capsys.readouterr() == ("", "")
     hybrid_rt.convert(
         small_detector(),
-        (small_picture(),),
+        (small_image(),),
         tmp_path / "loud.pt",
         segments="backbone",
         engine="torchscript",

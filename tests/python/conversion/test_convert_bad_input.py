@@ -17,8 +17,8 @@ from helpers.small_detectors import (
     ListDetector,
     SmallDetector,
     small_detector,
+    small_image,
     small_list_detector,
-    small_picture,
 )
 from hybrid_rt import THRESHOLDS, BundleError, CaptureError, HybridRTError, OptionError, VerificationError
 from hybrid_rt.common.specs import PRECISIONS
@@ -35,7 +35,7 @@ def refused(tmp_path: Path) -> Refused:
     ) -> str:
         path = tmp_path / "detector.pt"
         path.write_bytes(b"an old file")
-        inputs = (small_picture(),) if inputs is None else inputs
+        inputs = (small_image(),) if inputs is None else inputs
         with pytest.raises(error) as caught:
             hybrid_rt.convert(
                 detector, inputs, output or path, **{"engine": "torchscript", "segments": "backbone", **options}
@@ -60,7 +60,7 @@ def test_a_detector_in_training_mode(refused: Refused) -> None:
 
 def test_a_detector_with_an_engine_in_it(refused: Refused) -> None:
     detector = small_detector()
-    detector.backbone = hybrid_rt.compile_segment(detector.backbone, (small_picture(),), engine="torchscript")
+    detector.backbone = hybrid_rt.compile_segment(detector.backbone, (small_image(),), engine="torchscript")
     assert refused(OptionError, detector) == (
         "hybrid_rt[convert]: detector: expected modules of torch's operators, got a compiled engine as backbone. "
         "Restore the module that was passed to compile_segment; convert() compiles it. [detector-not-ready]"
@@ -80,7 +80,7 @@ def test_an_already_scripted_detector(refused: Refused) -> None:
     assert "Pass the detector before scripting." in text
 
 
-@pytest.mark.parametrize("detector", [None, "detector.pt", lambda pictures: pictures, {"weight": torch.zeros(1)}])
+@pytest.mark.parametrize("detector", [None, "detector.pt", lambda images: images, {"weight": torch.zeros(1)}])
 def test_values_that_are_not_modules(refused: Refused, detector: Any) -> None:
     text = refused(OptionError, detector)
     assert f"detector: expected an nn.Module in Python code, got {type(detector).__name__}." in text
@@ -97,7 +97,7 @@ def test_weights_on_another_device(refused: Refused) -> None:
 # The other arguments
 
 
-@pytest.mark.parametrize("inputs", [[small_picture()], small_picture(), {"pictures"}])
+@pytest.mark.parametrize("inputs", [[small_image()], small_image(), {"images"}])
 def test_example_inputs_that_are_not_a_tuple(refused: Refused, inputs: Any) -> None:
     assert refused(OptionError, small_detector(), inputs) == (
         "hybrid_rt[convert]: example_inputs: expected the tuple of the detector's positional arguments, or a dict "
@@ -182,7 +182,7 @@ def test_an_output_that_cannot_be_written_is_found_before_the_work(
     refused: Refused, tmp_path: Path, place: str, reason: str
 ) -> None:
     class Untouched(SmallDetector):
-        def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             raise AssertionError("it ran")
 
     text = refused(BundleError, Untouched().eval(), output=tmp_path / place)
@@ -206,8 +206,8 @@ class Returns(Backbone):
         super().__init__()
         self.extra = extra
 
-    def forward(self, pictures: Tensor) -> dict[str, Any]:
-        return {**super().forward(pictures), "extra": self.extra(pictures)}
+    def forward(self, images: Tensor) -> dict[str, Any]:
+        return {**super().forward(images), "extra": self.extra(images)}
 
 
 TENSORS_ONLY = "output['extra']: expected tensors in lists, tuples and dicts with string or integer keys"
@@ -242,14 +242,14 @@ def test_a_segment_that_returns_other_things_than_tensors(
 
 
 class TakesAnOption(Backbone):
-    def forward(self, pictures: Tensor, scale: float = 1.0) -> dict[str, Tensor]:
-        return super().forward(pictures * scale)
+    def forward(self, images: Tensor, scale: float = 1.0) -> dict[str, Tensor]:
+        return super().forward(images * scale)
 
 
 class PassesAnOption(SmallDetector):
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        self.backbone(pictures, 2.0)
-        return super().forward(pictures)
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        self.backbone(images, 2.0)
+        return super().forward(images)
 
 
 def test_a_segment_that_takes_other_numbers_in_another_call(refused: Refused) -> None:
@@ -260,13 +260,13 @@ def test_a_segment_that_takes_other_numbers_in_another_call(refused: Refused) ->
 
 
 class TakesRows(Backbone):
-    def forward(self, pictures: Tensor, rows: slice) -> dict[str, Tensor]:
-        return super().forward(pictures[rows])
+    def forward(self, images: Tensor, rows: slice) -> dict[str, Tensor]:
+        return super().forward(images[rows])
 
 
 class PassesRows(SmallDetector):
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.detect(self.backbone(pictures, slice(1))["coarse"])
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.detect(self.backbone(images, slice(1))["coarse"])
 
 
 def test_a_segment_that_takes_other_things_than_tensors(refused: Refused) -> None:
@@ -276,22 +276,22 @@ def test_a_segment_that_takes_other_things_than_tensors(refused: Refused) -> Non
 
 
 class ChangesItsOutputs(Backbone):
-    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        levels = super().forward(pictures)
-        return levels if pictures.shape[2] > 32 else {"coarse": levels["coarse"]}
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        levels = super().forward(images)
+        return levels if images.shape[2] > 32 else {"coarse": levels["coarse"]}
 
 
 def test_a_segment_whose_structure_depends_on_the_size(refused: Refused) -> None:
     detector = small_detector(ChangesItsOutputs())
-    text = refused(CaptureError, detector, (small_picture(64, 64),), shapes={"height": (32, 64), "width": (32, 64)})
+    text = refused(CaptureError, detector, (small_image(64, 64),), shapes={"height": (32, 64), "width": (32, 64)})
     assert "segment 'backbone': expected the same structure of inputs and outputs in every call" in text
 
 
 class NotTraceable(Backbone):
-    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
         if torch.jit.is_tracing() or torch.compiler.is_exporting():
             raise ValueError("no tracing, please")
-        return super().forward(pictures)
+        return super().forward(images)
 
 
 def test_a_segment_that_cannot_be_traced(refused: Refused) -> None:
@@ -301,8 +301,8 @@ def test_a_segment_that_cannot_be_traced(refused: Refused) -> None:
 
 
 class UnscriptableHead(SmallDetector):
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        boxes, scores, labels = super().forward(pictures)
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        boxes, scores, labels = super().forward(images)
         order = sorted(range(len(scores)), key=lambda i: -float(scores[i]))
         return boxes[order], scores[order], labels[order]
 
@@ -326,8 +326,8 @@ def test_a_head_whose_recording_keeps_the_example_s_order_is_refused(refused: Re
 class LambdaHead(SmallDetector):
     """Has a head that TorchScript cannot script, but which tracing captures completely."""
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.backbone(pictures)["coarse"]
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.backbone(images)["coarse"]
         act = lambda x: x.flatten(2).sigmoid()  # noqa: E731
         return act(self.classes(features)).max(dim=1)
 
@@ -336,16 +336,16 @@ class LambdaHead(SmallDetector):
 def test_an_unscriptable_head_is_converted_in_another_mode(tmp_path: Path, head: str) -> None:
     detector = LambdaHead().requires_grad_(False).eval()
     path = tmp_path / "recorded.pt"
-    hybrid_rt.convert(detector, (small_picture(),), path, segments="backbone", engine="torchscript", head=head)
-    other = small_picture(seed=3)
+    hybrid_rt.convert(detector, (small_image(),), path, segments="backbone", engine="torchscript", head=head)
+    other = small_image(seed=3)
     for got, expected in zip(hybrid_rt.load(path)(other), detector(other), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_head_that_cannot_be_recorded_says_why(refused: Refused) -> None:
     class Opaque(LambdaHead):
-        def forward(self, pictures: Tensor) -> tuple[Tensor, object]:
-            return super().forward(pictures)[0], object()
+        def forward(self, images: Tensor) -> tuple[Tensor, object]:
+            return super().forward(images)[0], object()
 
     text = refused(CaptureError, Opaque().eval(), head="trace")
     assert "the detector's head, its result[1]: expected tensors, numbers, strings and None in lists" in text
@@ -362,26 +362,26 @@ def test_an_unknown_way_to_take_the_head_is_refused(refused: Refused) -> None:
 class Branches(Backbone):
     """Branches on values, of which tracing keeps one branch. NumPy hides the branch from torch."""
 
-    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        levels = super().forward(pictures)
-        if pictures.numpy().mean() > 0.75:
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        levels = super().forward(images)
+        if images.numpy().mean() > 0.75:
             return {name: -level for name, level in levels.items()}
         return levels
 
 
-def bright(picture: Tensor) -> Tensor:
-    return 0.9 + 0.1 * picture
+def bright(image: Tensor) -> Tensor:
+    return 0.9 + 0.1 * image
 
 
 def test_a_hybrid_with_other_boxes_is_not_saved(refused: Refused) -> None:
     detector = ListDetector(small_detector(Branches())).eval()
-    picture = small_picture()[0]
+    image = small_image()[0]
     text = refused(
         VerificationError,
         detector,
-        ([picture],),
+        ([image],),
         segments=["detector.backbone"],
-        verify_inputs=[([picture, bright(picture)],)],
+        verify_inputs=[([image, bright(image)],)],
     )
     assert text.startswith("hybrid_rt[verify]: the hybrid in fp32: expected the detector's results, got \n  input 1, ")
     assert "input 1, image 1: " in text
@@ -391,21 +391,21 @@ def test_a_hybrid_with_other_boxes_is_not_saved(refused: Refused) -> None:
 
 
 def test_a_hybrid_with_other_outputs_is_not_saved(refused: Refused) -> None:
-    text = refused(VerificationError, small_detector(Branches()), verify_inputs=[(bright(small_picture()),)])
+    text = refused(VerificationError, small_detector(Branches()), verify_inputs=[(bright(small_image()),)])
     assert "input 1, output 'output." in text
     assert "Nothing was saved." in text
 
 
 class DependsOnTheSize(Backbone):
-    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        scale = float(pictures.shape[3])  # a constant in a trace
-        return {name: level * scale for name, level in super().forward(pictures).items()}
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        scale = float(images.shape[3])  # a constant in a trace
+        return {name: level * scale for name, level in super().forward(images).items()}
 
 
 def test_a_segment_that_is_wrong_at_a_second_size_is_not_saved(refused: Refused) -> None:
     """There is no verify_inputs, because further sizes within the shapes are always tried."""
     detector = small_detector(DependsOnTheSize())
-    text = refused(CaptureError, detector, (small_picture(64, 64),), shapes={"height": (32, 64), "width": (32, 64)})
+    text = refused(CaptureError, detector, (small_image(64, 64),), shapes={"height": (32, 64), "width": (32, 64)})
     assert "segment 'backbone': expected a recording on " in text
     assert "another result, output 0: relative error " in text
 
@@ -418,10 +418,10 @@ def test_a_refusal_names_the_worst_segment_output_and_image(refused: Refused, mo
     text = refused(
         VerificationError,
         detector,
-        ([small_picture(64, 64)[0]],),
+        ([small_image(64, 64)[0]],),
         segments=["detector.backbone"],
         shapes=shapes,
-        verify_inputs=[([small_picture(48, 48)[0]],), ([small_picture(64, 64)[0], small_picture(16, 16)[0]],)],
+        verify_inputs=[([small_image(48, 48)[0]],), ([small_image(64, 64)[0], small_image(16, 16)[0]],)],
     )
     first, second = [line.strip() for line in text.splitlines()[1:3]]
     assert re.match(r"worst: engine 'detector.backbone' on torchscript at 1x3x\d+x\d+, output '", first)
@@ -431,7 +431,7 @@ def test_a_refusal_names_the_worst_segment_output_and_image(refused: Refused, mo
 def test_a_detector_that_finds_nothing_is_refused_with_advice(refused: Refused, tmp_path: Path) -> None:
     detector = small_list_detector()
     detector.least_score = 2.0
-    inputs, segments = ([small_picture()[0]],), ["detector.backbone"]
+    inputs, segments = ([small_image()[0]],), ["detector.backbone"]
     text = refused(VerificationError, detector, inputs, segments=segments)
     assert "the detector found no box in any image, so nothing was compared: " in text
     assert "pass images with objects, or verify=False" in text
@@ -448,14 +448,14 @@ def test_tight_thresholds_refuse_what_the_usual_ones_allow(refused: Refused) -> 
 
 
 class Fails(SmallDetector):
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         raise ZeroDivisionError("of the detector's own")
 
 
 def test_the_detectors_own_error_is_named_and_leaves_no_hook(tmp_path: Path) -> None:
     detector = Fails().eval()
     with pytest.raises(OptionError, match=r"ZeroDivisionError: of the detector's own.*detector-fails") as caught:
-        hybrid_rt.convert(detector, (small_picture(),), tmp_path / "x.pt", engine="torchscript")
+        hybrid_rt.convert(detector, (small_image(),), tmp_path / "x.pt", engine="torchscript")
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
     assert len(detector.backbone._forward_hooks) == 0
     assert list(tmp_path.iterdir()) == []

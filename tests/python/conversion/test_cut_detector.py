@@ -13,7 +13,7 @@ from torch.nn import functional
 from torchvision.ops import nms
 
 import hybrid_rt
-from helpers.small_detectors import small_picture
+from helpers.small_detectors import small_image
 from hybrid_rt import BackendError, OptionError
 from hybrid_rt.capture.program import Program
 from hybrid_rt.common.tensor_tree import tensors_in
@@ -92,13 +92,13 @@ class Branching(Functional):
 
 def converted(detector: nn.Module, path: Path, **options: Any) -> Any:
     detector.eval().requires_grad_(False)
-    return hybrid_rt.convert(detector, (small_picture(32, 48),), path, **{**OPTIONS, **options}).report
+    return hybrid_rt.convert(detector, (small_image(32, 48),), path, **{**OPTIONS, **options}).report
 
 
 def assert_equal(detector: nn.Module, path: Path) -> None:
     hybrid = hybrid_rt.load(path)
     for i, size in enumerate([(32, 48), (96, 16), (17, 53)]):
-        image = small_picture(*size, seed=i)
+        image = small_image(*size, seed=i)
         expected, found = list(tensors_in(detector(image))), list(tensors_in(hybrid(image)))
         assert len(expected) == len(found) > 0
         for one, other in zip(expected, found, strict=True):
@@ -115,7 +115,7 @@ def test_the_part_is_one_engine_and_equal_at_unseen_sizes(kind: type[nn.Module],
     assert report.shares[0].share > 0.7
     assert_equal(detector, path)
     with pytest.raises(RuntimeError, match=r"hybrid_rt\[.*expected .*16\.\.96.*got"):
-        hybrid_rt.load(path)(small_picture(128, 48))
+        hybrid_rt.load(path)(small_image(128, 48))
 
 
 @pytest.mark.slow
@@ -162,4 +162,4 @@ def test_without_a_graph_segments_end_at_module_borders(tmp_path: Path) -> None:
 
 def test_a_recorded_head_has_no_graph() -> None:
     with pytest.raises(OptionError, match="segments='graph': expected head='auto' or 'export', got 'trace'"):
-        hybrid_rt.convert(Functional().eval(), (small_picture(32, 48),), "x.pt", segments="graph", head="trace")
+        hybrid_rt.convert(Functional().eval(), (small_image(32, 48),), "x.pt", segments="graph", head="trace")

@@ -15,7 +15,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 
 import hybrid_rt
-from helpers.small_detectors import SmallDetector, small_detector, small_picture
+from helpers.small_detectors import SmallDetector, small_detector, small_image
 from models import torchvision_detectors
 
 QUICK: dict[str, Any] = {"engine": "torchscript", "measure": False}
@@ -69,7 +69,7 @@ class Service(nn.Module):
 
 
 def photograph(height: int, width: int) -> Tensor:
-    return (torchvision_detectors.pictures([(height, width)])[0].permute(1, 2, 0) * 255).to(torch.uint8)
+    return (torchvision_detectors.photographs([(height, width)])[0].permute(1, 2, 0) * 255).to(torch.uint8)
 
 
 def assert_same(found: Any, expected: Any) -> None:
@@ -141,7 +141,7 @@ class WithoutTypes(Service):
 @pytest.mark.parametrize("build", [fcos, faster_rcnn])
 def test_lists_without_types_around_a_detector_are_scripted(build: Any, tmp_path: Path) -> None:
     service = WithoutTypes(build()).eval()
-    images = torchvision_detectors.pictures([(80, 112), (96, 64), (71, 130)])
+    images = torchvision_detectors.photographs([(80, 112), (96, 64), (71, 130)])
     assert hybrid_rt.convert(service, (images[:1],), tmp_path / "x.pt", **QUICK).report.head == "script"
     hybrid = hybrid_rt.load(tmp_path / "x.pt")
     for found, expected in zip(hybrid(images), service(images), strict=True):
@@ -170,8 +170,8 @@ def test_a_refusal_leaves_torchvisions_classes_usable(tmp_path: Path) -> None:
 class FailsInTorchScript(SmallDetector):
     """Asks for a key that it has in Python only."""
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        boxes, scores, _ = self.detect(self.backbone(pictures)["coarse"])
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        boxes, scores, _ = self.detect(self.backbone(images)["coarse"])
         found = {"boxes": boxes}
         if not torch.jit.is_scripting():
             found["scores"] = scores
@@ -181,11 +181,11 @@ class FailsInTorchScript(SmallDetector):
 def test_a_scripted_head_that_fails_gives_way_to_the_next(tmp_path: Path) -> None:
     detector = FailsInTorchScript().requires_grad_(False).eval()
     options = {"segments": ["backbone"], **QUICK}
-    report = hybrid_rt.convert(detector, (small_picture(),), tmp_path / "x.pt", **options).report
+    report = hybrid_rt.convert(detector, (small_image(),), tmp_path / "x.pt", **options).report
     assert report.head == "export"
     assert "KeyError: scores" in report.head_refused["script"]
     with pytest.raises(hybrid_rt.VerificationError) as caught:
-        hybrid_rt.convert(detector, (small_picture(),), tmp_path / "y.pt", head="script", **options)
+        hybrid_rt.convert(detector, (small_image(),), tmp_path / "y.pt", head="script", **options)
     assert caught.value.code == "results-differ"
     assert "expected it to run on every input that the detector runs on, got " in str(caught.value)
     assert "KeyError: scores" in str(caught.value)
@@ -196,8 +196,8 @@ def test_the_error_of_a_scripted_head_keeps_its_own_cause(tmp_path: Path) -> Non
     class FailsInEachHead(SmallDetector):
         """Fails in TorchScript, branches on values, and returns a number, which a recording does not compute."""
 
-        def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, float]:
-            boxes, scores, _ = self.detect(self.backbone(pictures)["coarse"])
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor, float]:
+            boxes, scores, _ = self.detect(self.backbone(images)["coarse"])
             found = {"boxes": boxes}
             if not torch.jit.is_scripting():
                 found["scores"] = scores
@@ -206,7 +206,7 @@ def test_the_error_of_a_scripted_head_keeps_its_own_cause(tmp_path: Path) -> Non
 
     detector = FailsInEachHead().requires_grad_(False).eval()
     with pytest.raises(hybrid_rt.VerificationError) as caught:
-        hybrid_rt.convert(detector, (small_picture(),), tmp_path / "x.pt", segments=["backbone"], **QUICK)
+        hybrid_rt.convert(detector, (small_image(),), tmp_path / "x.pt", segments=["backbone"], **QUICK)
     assert "KeyError: scores" in str(caught.value)
     assert "KeyError: scores" in str(caught.value.__cause__)
 
@@ -216,22 +216,22 @@ def test_attributes_that_cannot_be_copied_are_shared_by_an_exported_head(tmp_pat
     detector.lock = threading.Lock()
     detector.tools = {"locks": [threading.Lock()], "sizes": [1, 2]}
     report = hybrid_rt.convert(
-        detector, (small_picture(),), tmp_path / "x.pt", segments=["backbone"], head="export", **QUICK
+        detector, (small_image(),), tmp_path / "x.pt", segments=["backbone"], head="export", **QUICK
     ).report
     assert report.head == "export"
     assert not detector.lock.locked()
 
 
 class ListsDicts(SmallDetector):
-    def forward(self, pictures: Tensor) -> list[dict[str, Tensor]]:
-        boxes, scores, _ = self.detect(self.backbone(pictures)["coarse"])
+    def forward(self, images: Tensor) -> list[dict[str, Tensor]]:
+        boxes, scores, _ = self.detect(self.backbone(images)["coarse"])
         return [{"boxes": boxes, "scores": scores}]
 
 
 def test_a_recorded_head_returns_dicts_in_a_list(tmp_path: Path) -> None:
     detector = ListsDicts().requires_grad_(False).eval()
     options = {"segments": ["backbone"], "head": "trace", **QUICK}
-    hybrid_rt.convert(detector, (small_picture(),), tmp_path / "x.pt", **options)
-    found = hybrid_rt.load(tmp_path / "x.pt")(small_picture())
+    hybrid_rt.convert(detector, (small_image(),), tmp_path / "x.pt", **options)
+    found = hybrid_rt.load(tmp_path / "x.pt")(small_image())
     assert len(found) == 1
-    assert_same(found[0], detector(small_picture())[0])
+    assert_same(found[0], detector(small_image())[0])

@@ -13,7 +13,7 @@ import torch
 import hybrid_rt
 from capture.test_fused import Detector
 from helpers.bundle_surgery import flip_byte, manifest_of, offset_of, rewrite, rewrite_manifest, save_with_backends
-from helpers.small_detectors import small_detector, small_picture
+from helpers.small_detectors import small_detector, small_image
 from hybrid_rt import BundleError, OptionError
 from hybrid_rt.cli.main import main
 from hybrid_rt.torchscript import jit
@@ -23,7 +23,7 @@ from hybrid_rt.torchscript import jit
 def bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns the small detector with OpenVINO and TorchScript variants of its backbone. Do not modify it."""
     path = tmp_path_factory.mktemp("extract") / "detector.pt"
-    hybrid_rt.convert(small_detector(), (small_picture(),), path, segments="backbone")
+    hybrid_rt.convert(small_detector(), (small_image(),), path, segments="backbone")
     return path
 
 
@@ -31,7 +31,7 @@ def bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fused(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("extract") / "fused.pt"
     detector = Detector().requires_grad_(False).eval()
-    hybrid_rt.convert(detector, (small_picture(),), path, segments=["backbone", "head"], engine="torchscript")
+    hybrid_rt.convert(detector, (small_image(),), path, segments=["backbone", "head"], engine="torchscript")
     return path
 
 
@@ -50,15 +50,15 @@ def test_openvino_reads_the_model_and_gives_the_same_boxes(bundle_path: Path, tm
 
     xml, _ = hybrid_rt.extract(bundle_path, tmp_path, backend="openvino")
     model = openvino.compile_model(openvino.Core().read_model(xml), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    found = [torch.from_numpy(values) for values in model([small_picture().numpy()]).values()]
-    expected = small_detector().backbone(small_picture())
+    found = [torch.from_numpy(values) for values in model([small_image().numpy()]).values()]
+    expected = small_detector().backbone(small_image())
     torch.testing.assert_close(found, list(expected.values()), rtol=1e-4, atol=1e-5)
 
 
 def test_torch_loads_the_module_and_gives_the_same_boxes(bundle_path: Path, tmp_path: Path) -> None:
     (file,) = hybrid_rt.extract(bundle_path, tmp_path, backend="torchscript")
-    found = jit.open_archive(file)(small_picture())
-    expected = small_detector().backbone(small_picture())
+    found = jit.open_archive(file)(small_image())
+    expected = small_detector().backbone(small_image())
     torch.testing.assert_close(list(found), list(expected.values()), rtol=1e-4, atol=1e-5)
 
 
@@ -91,9 +91,9 @@ def test_names_from_a_file_stay_inside_the_directory(bundle_path: Path, tmp_path
         manifest["engines"][0]["variants"][0]["backend"] = "../nosuch"
 
     path = rewrite_manifest(bundle_path, tmp_path / "x.pt", rename)
-    folder = tmp_path / "deep" / "down"
-    files = hybrid_rt.extract(path, folder)
-    assert {file.parent for file in files} == {folder}
+    directory = tmp_path / "deep" / "down"
+    files = hybrid_rt.extract(path, directory)
+    assert {file.parent for file in files} == {directory}
     assert sorted(file for file in tmp_path.rglob("*") if file.is_file()) == sorted([path, *files])
 
 
@@ -115,11 +115,11 @@ def test_an_altered_artifact_is_not_written(bundle_path: Path, tmp_path: Path) -
     blob = manifest["engines"][0]["variants"][0]["blobs"][1]
     (record,) = [name for name, entry in manifest["records"].items() if entry["sha256"] == blob["sha256"]]
     path = flip_byte(bundle_path, tmp_path / "x.pt", offset_of(bundle_path, record, 0.5))
-    folder = tmp_path / "files"
+    directory = tmp_path / "files"
     with pytest.raises(BundleError, match=r"\[extract\]: .*x.pt: expected the artifacts as they were saved, got "):
-        hybrid_rt.extract(path, folder)
-    assert not (folder / "backbone-openvino-fp32.bin").exists()
-    (untouched,) = hybrid_rt.extract(path, folder, backend="torchscript")
+        hybrid_rt.extract(path, directory)
+    assert not (directory / "backbone-openvino-fp32.bin").exists()
+    (untouched,) = hybrid_rt.extract(path, directory, backend="torchscript")
     assert untouched.stat().st_size > 0
 
 
@@ -163,10 +163,10 @@ def test_a_directory_that_is_a_file(bundle_path: Path, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_directory_that_cannot_be_written(bundle_path: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "closed"
-    folder.mkdir(mode=0o500)
+    directory = tmp_path / "closed"
+    directory.mkdir(mode=0o500)
     with pytest.raises(BundleError, match="expected to write the file, got Permission denied"):
-        hybrid_rt.extract(bundle_path, folder)
+        hybrid_rt.extract(bundle_path, directory)
 
 
 # the command line

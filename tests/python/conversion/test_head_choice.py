@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import hybrid_rt
-from helpers.small_detectors import SmallDetector, small_detector, small_picture
+from helpers.small_detectors import SmallDetector, small_detector, small_image
 from helpers.unscriptable_detectors import DetrLike, seeded
 from hybrid_rt import CaptureError
 from hybrid_rt.conversion.assemble.head_choice import _short
@@ -22,7 +22,7 @@ SIZES = [(64, 48), (32, 80)]
 
 def report_of(detector: nn.Module, path: Path, **options: Any) -> hybrid_rt.ConversionReport:
     detector.requires_grad_(False).eval()
-    return hybrid_rt.convert(detector, (small_picture(64, 48),), path, **{**OPTIONS, "shapes": SIZES, **options}).report
+    return hybrid_rt.convert(detector, (small_image(64, 48),), path, **{**OPTIONS, "shapes": SIZES, **options}).report
 
 
 def test_scriptable_heads_are_scripted(tmp_path: Path) -> None:
@@ -46,8 +46,8 @@ def test_unscriptable_heads_are_exported_and_the_report_says_why(tmp_path: Path)
 class ReadsValues(SmallDetector):
     """Can be neither scripted nor exported; takes the same branch for all images."""
 
-    def forward(self, pictures: Tensor, **options: Any) -> Any:
-        boxes, scores, _ = super().forward(pictures)
+    def forward(self, images: Tensor, **options: Any) -> Any:
+        boxes, scores, _ = super().forward(images)
         return boxes * 2 if float(scores.max()) >= -1 else boxes
 
 
@@ -58,16 +58,16 @@ def test_unexportable_heads_are_recorded(tmp_path: Path) -> None:
     assert report.head == "trace"
     assert list(report.head_refused) == ["script", "export"]
     assert "if float(scores.max()) >= -1 else boxes'" in report.head_refused["export"]
-    found = hybrid_rt.load(tmp_path / "a.pt")(small_picture(32, 80, seed=2))
-    torch.testing.assert_close(found, detector(small_picture(32, 80, seed=2)), rtol=1e-5, atol=1e-5)
+    found = hybrid_rt.load(tmp_path / "a.pt")(small_image(32, 80, seed=2))
+    torch.testing.assert_close(found, detector(small_image(32, 80, seed=2)), rtol=1e-5, atol=1e-5)
 
 
 class BranchesOnValues(ReadsValues):
     """Takes the other branch for black images."""
 
-    def forward(self, pictures: Tensor, **options: Any) -> Any:
-        boxes = super().forward(pictures)
-        return boxes * 2 if float(pictures.max()) > 0 else boxes
+    def forward(self, images: Tensor, **options: Any) -> Any:
+        boxes = super().forward(images)
+        return boxes * 2 if float(images.max()) > 0 else boxes
 
 
 @pytest.mark.slow
@@ -84,8 +84,8 @@ def test_heads_that_no_mode_converts_are_refused_with_all_reasons(tmp_path: Path
 
 
 class ScriptsOtherwise(SmallDetector):
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        boxes, scores, labels = self.detect(self.backbone(pictures)["coarse"])
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        boxes, scores, labels = self.detect(self.backbone(images)["coarse"])
         return (boxes, scores, labels) if torch.jit.is_scripting() else (boxes * 2, scores, labels)
 
 

@@ -26,37 +26,37 @@ def pixels(*shape: int) -> Tensor:
 class Bytes(SmallDetector):
     """Takes a batch of bytes [N, H, W, 3]."""
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.detect(self.backbone(pictures.permute(0, 3, 1, 2).to(torch.float32) / 255)["coarse"])
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.detect(self.backbone(images.permute(0, 3, 1, 2).to(torch.float32) / 255)["coarse"])
 
 
 class Listed(SmallDetector):
     """Takes a list of bytes [H, W, 3]."""
 
     def forward(self, images: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        pictures = torch.stack([image.permute(2, 0, 1) for image in images]).to(torch.float32) / 255
-        return self.detect(self.backbone(pictures)["coarse"])
+        batch = torch.stack([image.permute(2, 0, 1) for image in images]).to(torch.float32) / 255
+        return self.detect(self.backbone(batch)["coarse"])
 
 
 class Grey(SmallDetector):
     """Takes grey images [N, H, W]."""
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.detect(self.backbone(pictures[:, None].repeat(1, 3, 1, 1))["coarse"])
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.detect(self.backbone(images[:, None].repeat(1, 3, 1, 1))["coarse"])
 
 
 class Worded(SmallDetector):
     """Takes text embeddings [N, T, 8] that weight the features."""
 
-    def forward(self, pictures: Tensor, texts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        features = self.backbone(pictures)["coarse"]
+    def forward(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        features = self.backbone(images)["coarse"]
         weights = torch.einsum("bchw,btc->bthw", features, texts).amax(dim=1, keepdim=True)
         return self.detect(features * weights.sigmoid())
 
 
 class Masked(SmallDetector):
-    def forward(self, pictures: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        features = self.backbone(pictures)["coarse"]
+    def forward(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        features = self.backbone(images)["coarse"]
         kept = nn.functional.interpolate(mask[:, None].to(torch.float32), size=[features.size(2), features.size(3)])
         return self.detect(features * kept)
 
@@ -65,9 +65,9 @@ class Timed(SmallDetector):
     """Takes a time per image, and an optional argument."""
 
     def forward(
-        self, pictures: Tensor, times: Tensor, further: Tensor | None = None, offset: float = 0.5
+        self, images: Tensor, times: Tensor, further: Tensor | None = None, offset: float = 0.5
     ) -> tuple[Tensor, Tensor, Tensor]:
-        features = self.backbone(pictures)["coarse"] * times[:, None, None, None]
+        features = self.backbone(images)["coarse"] * times[:, None, None, None]
         if further is not None:
             features = features + further.mean()
         return self.detect(features + offset)
@@ -86,7 +86,7 @@ class Paired(SmallDetector):
         return self.detect(self.backbone(frame)["coarse"] * kernel)
 
 
-def picture(count: int, height: int, width: int) -> Tensor:
+def random_images(count: int, height: int, width: int) -> Tensor:
     return torch.rand(count, 3, height, width)
 
 
@@ -94,12 +94,12 @@ CASES: dict[str, tuple[type[SmallDetector], Callable[[int, int, int, int], tuple
     "bytes": (Bytes, lambda n, h, w, _: (pixels(n, h, w, 3),)),
     "list of bytes": (Listed, lambda n, h, w, _: ([pixels(h, w, 3) for _ in range(n)],)),
     "grey": (Grey, lambda n, h, w, _: (torch.rand(n, h, w),)),
-    "texts": (Worded, lambda n, h, w, t: (picture(n, h, w), torch.randn(n, t, 8))),
-    "mask": (Masked, lambda n, h, w, _: (picture(n, h, w), torch.rand(n, h, w) > 0.3)),
-    "times": (Timed, lambda n, h, w, _: (picture(n, h, w), torch.rand(n))),
-    "optional": (Timed, lambda n, h, w, t: (picture(n, h, w), torch.rand(n), torch.rand(t))),
-    "dict": (Keyed, lambda n, h, w, t: ({"bild": picture(n, h, w), "texts": torch.rand(1, t, 16)},)),
-    "pair": (Paired, lambda n, h, w, _: (picture(n, h, w), picture(n, h // 2, w // 2))),
+    "texts": (Worded, lambda n, h, w, t: (random_images(n, h, w), torch.randn(n, t, 8))),
+    "mask": (Masked, lambda n, h, w, _: (random_images(n, h, w), torch.rand(n, h, w) > 0.3)),
+    "times": (Timed, lambda n, h, w, _: (random_images(n, h, w), torch.rand(n))),
+    "optional": (Timed, lambda n, h, w, t: (random_images(n, h, w), torch.rand(n), torch.rand(t))),
+    "dict": (Keyed, lambda n, h, w, t: ({"bild": random_images(n, h, w), "texts": torch.rand(1, t, 16)},)),
+    "pair": (Paired, lambda n, h, w, _: (random_images(n, h, w), random_images(n, h // 2, w // 2))),
 }
 
 
@@ -141,18 +141,18 @@ class Sized(SmallDetector):
     """Takes lists of dicts with values of several types, as detectron2's models do."""
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        pictures = torch.stack([entry["image"] for entry in batched_inputs])
-        boxes, scores, _ = self.detect(self.backbone(pictures)["coarse"])
+        images = torch.stack([entry["image"] for entry in batched_inputs])
+        boxes, scores, _ = self.detect(self.backbone(images)["coarse"])
         return [{"boxes": boxes * (entry["height"] / 32), "scores": scores} for entry in batched_inputs]
 
 
 @pytest.mark.parametrize("head", ["export", "trace"])
 def test_dicts_of_several_types(head: str, tmp_path: Path) -> None:
     detector, path = made(Sized), tmp_path / "a.pt"
-    example = [{"image": picture(1, 64, 64)[0], "height": 64, "name": "a", "mask": None, "scale": 0.5}]
+    example = [{"image": random_images(1, 64, 64)[0], "height": 64, "name": "a", "mask": None, "scale": 0.5}]
     hybrid_rt.convert(detector, (example,), path, head=head, **QUICK)
     hybrid = hybrid_rt.load(path, warm_up=[(64, 64)])
-    other = [{**example[0], "image": picture(1, 64, 64)[0]}]
+    other = [{**example[0], "image": random_images(1, 64, 64)[0]}]
     (found,), (expected,) = hybrid(other), detector(other)
     assert_same((found["boxes"], found["scores"]), (expected["boxes"], expected["scores"]))
     (recorded,) = hybrid_rt.inspect(path)["images"]
@@ -165,8 +165,8 @@ def test_dicts_of_several_types(head: str, tmp_path: Path) -> None:
 
 def test_arguments_by_name(tmp_path: Path) -> None:
     detector, path = made(Timed), tmp_path / "a.pt"
-    example = {"pictures": picture(1, 64, 64), "times": torch.ones(1), "offset": 0.25}
-    further = {"times": torch.ones(1), "pictures": picture(1, 64, 64), "further": torch.ones(3)}
+    example = {"images": random_images(1, 64, 64), "times": torch.ones(1), "offset": 0.25}
+    further = {"times": torch.ones(1), "images": random_images(1, 64, 64), "further": torch.ones(3)}
     hybrid_rt.convert(detector, example, path, verify_inputs=[further], **QUICK)
     hybrid = hybrid_rt.load(path)
     assert_same(hybrid(**example), detector(**example))
@@ -174,10 +174,10 @@ def test_arguments_by_name(tmp_path: Path) -> None:
 
 
 def test_tensors_declared_as_other_inputs_keep_their_size(tmp_path: Path) -> None:
-    detector, example = made(SmallDetector), (picture(1, 64, 64),)
+    detector, example = made(SmallDetector), (random_images(1, 64, 64),)
     hybrid_rt.convert(detector, example, tmp_path / "a.pt", images=[], shapes={"height": (64, 64)}, **QUICK)
-    with pytest.raises(OptionError, match=r"images, 'picture': expected one of the arguments pictures"):
-        hybrid_rt.convert(detector, example, tmp_path / "a.pt", images=["picture"], **QUICK)
+    with pytest.raises(OptionError, match=r"images, 'image': expected one of the arguments images"):
+        hybrid_rt.convert(detector, example, tmp_path / "a.pt", images=["image"], **QUICK)
 
 
 class Transformed(SmallDetector):
@@ -223,8 +223,8 @@ class Größe(SmallDetector):
         self.größe = 2.0
         self.σχήμα = nn.ModuleDict({"klasse ü": nn.ReLU(), "class": nn.ReLU()})
 
-    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        λ = self.backbone(pictures)["coarse"] * self.größe
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        λ = self.backbone(images)["coarse"] * self.größe
         for module in self.σχήμα.values():
             λ = module(λ)
         boxes, scores, labels = self.über(λ)
@@ -237,7 +237,7 @@ class Größe(SmallDetector):
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["script", "export", "trace"])
 def test_names_beyond_ascii(head: str, tmp_path: Path) -> None:
-    path, image = tmp_path / "a.pt", picture(1, 64, 64)
+    path, image = tmp_path / "a.pt", random_images(1, 64, 64)
     for kind in (GreekParameter, Größe):
         detector = made(kind)
         hybrid_rt.convert(detector, (image,), path, head=head, **QUICK)
@@ -249,7 +249,7 @@ def test_names_beyond_ascii(head: str, tmp_path: Path) -> None:
 
 
 def test_a_parameter_is_known_by_its_name_in_ascii(tmp_path: Path) -> None:
-    detector, image = made(GreekParameter), picture(1, 64, 64)
+    detector, image = made(GreekParameter), random_images(1, 64, 64)
     hybrid_rt.convert(detector, (image,), tmp_path / "a.pt", **QUICK)
     assert_same(hybrid_rt.load(tmp_path / "a.pt")(x__u03b8=image), detector(image))
 
@@ -259,5 +259,5 @@ def test_fields_beyond_ascii_are_refused_by_name(tmp_path: Path) -> None:
 
     with pytest.raises(CaptureError, match=r"expected ASCII names of .*, got boxes_β\. Rename them"):
         hybrid_rt.convert(
-            made(GreekFields), (picture(1, 64, 64),), tmp_path / "a.pt", head="script", verify=False, **QUICK
+            made(GreekFields), (random_images(1, 64, 64),), tmp_path / "a.pt", head="script", verify=False, **QUICK
         )

@@ -243,7 +243,7 @@ def test_recorded_samples_are_thinned_to_the_memory() -> None:
     names = ["backbone", "detector.classes"]
     runs = record_calibration(small, names, samples(32), ["backbone"], most_bytes=8 * one)
     assert len(runs) == 8
-    firsts = [run["backbone"][0][0]["pictures"] for run in runs]
+    firsts = [run["backbone"][0][0]["images"] for run in runs]
     assert torch.equal(firsts[1], image(4)[None])  # every fourth image
     assert all(next(iter(run["detector.classes"][0][0].values())).is_meta for run in runs)
 

@@ -23,7 +23,7 @@ import torch._inductor.config
 
 import hybrid_rt
 from helpers import scratch_backend
-from helpers.small_detectors import small_detector, small_picture
+from helpers.small_detectors import small_detector, small_image
 from hybrid_rt.backends import registry
 from hybrid_rt.backends.base import Backend
 from hybrid_rt.backends.cache import store
@@ -51,18 +51,18 @@ def _isolated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def scratch_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def scratch_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Returns the directory of a package with the backend "scratch"."""
-    folder = tmp_path / "site"
-    (folder / "hybrid_rt_scratch-1.dist-info").mkdir(parents=True)
-    shutil.copy(scratch_backend.__file__, folder / "hybrid_rt_scratch.py")
-    (folder / "hybrid_rt_scratch-1.dist-info" / "METADATA").write_text("Name: hybrid_rt_scratch\nVersion: 1\n")
+    directory = tmp_path / "site"
+    (directory / "hybrid_rt_scratch-1.dist-info").mkdir(parents=True)
+    shutil.copy(scratch_backend.__file__, directory / "hybrid_rt_scratch.py")
+    (directory / "hybrid_rt_scratch-1.dist-info" / "METADATA").write_text("Name: hybrid_rt_scratch\nVersion: 1\n")
     entry = "[hybrid_rt.backends]\nscratch = hybrid_rt_scratch:ScratchBackend\n"
-    (folder / "hybrid_rt_scratch-1.dist-info" / "entry_points.txt").write_text(entry)
-    monkeypatch.syspath_prepend(str(folder))
+    (directory / "hybrid_rt_scratch-1.dist-info" / "entry_points.txt").write_text(entry)
+    monkeypatch.syspath_prepend(str(directory))
     importlib.invalidate_caches()
     registry._compilers.cache_clear()
-    yield folder
+    yield directory
     sys.modules.pop("hybrid_rt_scratch", None)
     monkeypatch.undo()
     registry._compilers.cache_clear()
@@ -83,11 +83,11 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def program() -> Program:
-    return capture_alone(small_detector(), "backbone", [(small_picture(32, 32),)])
+    return capture_alone(small_detector(), "backbone", [(small_image(32, 32),)])
 
 
 def program_of_free_sizes() -> Program:
-    sizes = [(small_picture(32, 32),), (small_picture(64, 48),)]
+    sizes = [(small_image(32, 32),), (small_image(64, 48),)]
     return capture_alone(small_detector(), "backbone", sizes, [(1, 1), (3, 3), (32, 96), (32, 96)])
 
 
@@ -110,7 +110,7 @@ def is_running(process: int) -> bool:
 # Causes of the end of the process
 
 
-@pytest.mark.usefixtures("scratch_folder")
+@pytest.mark.usefixtures("scratch_directory")
 @pytest.mark.parametrize(
     ("do", "got"),
     [
@@ -143,7 +143,7 @@ def process_of(artifact: Artifact) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("scratch_folder")
+@pytest.mark.usefixtures("scratch_directory")
 def test_the_next_conversion_finds_the_process_warm(started: list[int]) -> None:
     for _ in range(2):
         with compiling_in_isolation():
@@ -153,7 +153,7 @@ def test_the_next_conversion_finds_the_process_warm(started: list[int]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("scratch_folder")
+@pytest.mark.usefixtures("scratch_directory")
 def test_a_changed_environment_starts_another_process(
     started: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -179,14 +179,14 @@ def _one_block() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("scratch_folder")
+@pytest.mark.usefixtures("scratch_directory")
 def test_a_process_that_was_set_up_otherwise_is_not_kept(started: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Backend, "settings", lambda self: {"max_autotune": True})
     _one_block()
     assert not is_there(started[0])
 
 
-@pytest.mark.usefixtures("scratch_folder")
+@pytest.mark.usefixtures("scratch_directory")
 def test_a_process_without_work_ends_after_a_while(started: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(warm_module, "REST_SECONDS", 0.2)
     _one_block()
@@ -197,7 +197,7 @@ def test_a_process_without_work_ends_after_a_while(started: list[int], monkeypat
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("scratch_folder")
+@pytest.mark.usefixtures("scratch_directory")
 def test_a_forked_process_leaves_it_alone(started: list[int]) -> None:
     _one_block()
     child = os.fork()
@@ -211,7 +211,7 @@ def test_a_forked_process_leaves_it_alone(started: list[int]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("scratch_folder")
+@pytest.mark.usefixtures("scratch_directory")
 def test_a_compiler_that_hangs_is_stopped(monkeypatch: pytest.MonkeyPatch, started: list[int]) -> None:
     monkeypatch.setenv("HYBRID_RT_COMPILE_TIMEOUT", "0.5")
     with (
@@ -222,7 +222,7 @@ def test_a_compiler_that_hangs_is_stopped(monkeypatch: pytest.MonkeyPatch, start
     assert not is_there(started[0])
 
 
-@pytest.mark.usefixtures("scratch_folder")
+@pytest.mark.usefixtures("scratch_directory")
 def test_a_compiler_that_takes_all_memory_is_stopped(monkeypatch: pytest.MonkeyPatch, started: list[int]) -> None:
     monkeypatch.setenv("HYBRID_RT_COMPILE_MEMORY", "700M")
     with (
@@ -234,13 +234,13 @@ def test_a_compiler_that_takes_all_memory_is_stopped(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("scratch_folder")
+@pytest.mark.usefixtures("scratch_directory")
 @pytest.mark.filterwarnings("ignore:.*Falling back to the next engine:RuntimeWarning")
 def test_a_crash_leaves_the_segment_to_the_next_engine(tmp_path: Path) -> None:
     detector, path = small_detector(), tmp_path / "x.pt"
     report = hybrid_rt.convert(
         detector,
-        (small_picture(),),
+        (small_image(),),
         path,
         engine=["scratch", "openvino"],
         options={"scratch": {"do": "segfault"}},
@@ -251,7 +251,7 @@ def test_a_crash_leaves_the_segment_to_the_next_engine(tmp_path: Path) -> None:
     [given_up] = report.given_up
     assert (given_up.what, given_up.instead) == ("scratch:fp32 for backbone", "openvino")
     assert "the compiler's process ended by SIGSEGV" in given_up.reason
-    torch.testing.assert_close(hybrid_rt.load(path)(small_picture()), detector(small_picture()), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(hybrid_rt.load(path)(small_image()), detector(small_image()), rtol=1e-3, atol=1e-3)
 
 
 INTERRUPTED = """
@@ -260,17 +260,17 @@ sys.path[:0] = sys.argv[1:3]
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it
 signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 import hybrid_rt
-from helpers.small_detectors import small_detector, small_picture
+from helpers.small_detectors import small_detector, small_image
 options = {"scratch": {"do": "hang"}}
-hybrid_rt.convert(small_detector(), (small_picture(),), sys.argv[3], engine=["scratch"], options=options)
+hybrid_rt.convert(small_detector(), (small_image(),), sys.argv[3], engine=["scratch"], options=options)
 """
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_the_compiler_too_and_leaves_no_file(scratch_folder: Path, tmp_path: Path) -> None:
-    hangs, output = scratch_folder / "hangs", tmp_path / "output"
+def test_ctrl_c_ends_the_compiler_too_and_leaves_no_file(scratch_directory: Path, tmp_path: Path) -> None:
+    hangs, output = scratch_directory / "hangs", tmp_path / "output"
     output.mkdir()
-    paths = [scratch_folder, Path(__file__).parents[1], output / "x.pt"]
+    paths = [scratch_directory, Path(__file__).parents[1], output / "x.pt"]
     command = [sys.executable, "-c", INTERRUPTED, *map(str, paths)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as user:
         while not (hangs.exists() and hangs.read_text()) and user.poll() is None:
@@ -284,13 +284,13 @@ def test_ctrl_c_ends_the_compiler_too_and_leaves_no_file(scratch_folder: Path, t
 
 
 @pytest.mark.slow
-def test_the_compiler_ends_with_a_parent_that_is_killed(scratch_folder: Path, tmp_path: Path) -> None:
+def test_the_compiler_ends_with_a_parent_that_is_killed(scratch_directory: Path, tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(
         textwrap.dedent(
             f"""
             import sys, time
-            sys.path[:0] = [{str(scratch_folder)!r}, {str(Path(__file__).parents[1])!r}]
+            sys.path[:0] = [{str(scratch_directory)!r}, {str(Path(__file__).parents[1])!r}]
             from hybrid_rt.conversion.isolation.isolated_compiler import IsolatedCompiler
             compiler = IsolatedCompiler()
             process = compiler.start()
@@ -339,7 +339,7 @@ def test_a_started_compilation_needs_no_further_message(monkeypatch: pytest.Monk
     assert artifact.spec == backend.compile(segment, "fp32").spec
 
 
-@pytest.mark.usefixtures("scratch_folder")
+@pytest.mark.usefixtures("scratch_directory")
 def test_an_early_start_that_is_not_needed_is_stopped(started: list[int]) -> None:
     segment, scratch = program(), registry.backend("scratch")
     with process_at_hand():
@@ -351,7 +351,7 @@ def test_an_early_start_that_is_not_needed_is_stopped(started: list[int]) -> Non
     assert not any(map(is_running, started))
 
 
-@pytest.mark.usefixtures("scratch_folder")
+@pytest.mark.usefixtures("scratch_directory")
 def test_a_crash_after_an_early_start_is_the_same_error() -> None:
     segment, backend = program(), registry.backend("scratch").configured("cpu", {"do": "abort"})
     with process_at_hand():
@@ -377,7 +377,7 @@ def test_the_next_segment_begins_before_the_fallback_of_the_first(
 
     noted(isolated_compiler.IsolatedCompiler, "_request", "request")
     noted(type(registry.fallback()), "compile", "fallback")
-    hybrid_rt.convert(small_detector(), (small_picture(),), tmp_path / "hybrid.pt", measure=False, fuse=False,
+    hybrid_rt.convert(small_detector(), (small_image(),), tmp_path / "hybrid.pt", measure=False, fuse=False,
                       segments=["backbone", "classes"])  # fmt: skip
     assert events == ["request backbone", "request classes", "fallback backbone", "fallback classes"]
 
@@ -420,7 +420,7 @@ def test_inductor_settings_of_the_user_reach_the_compiler() -> None:
         assert torch._inductor.config.max_autotune is True
 
 
-@pytest.mark.usefixtures("scratch_folder")
+@pytest.mark.usefixtures("scratch_directory")
 def test_progress_warnings_and_prints_come_through(capsys: pytest.CaptureFixture[str]) -> None:
     told: list[tuple[float, str]] = []
     backend = registry.backend("scratch").configured("cpu", {"do": "talk"}, lambda *progress: told.append(progress))
@@ -445,7 +445,7 @@ def test_an_engines_own_refusal_is_the_same(name: str) -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.backbone(x)["coarse"]
 
-    refused = capture_alone(Detector().eval(), "backbone", [(small_picture(16, 16),)])
+    refused = capture_alone(Detector().eval(), "backbone", [(small_image(16, 16),)])
     texts = []
     for block in (contextlib.nullcontext(), compiling_in_isolation()):
         with block, pytest.raises(BackendError) as caught:
@@ -463,7 +463,7 @@ def test_cached_artifacts_start_no_process(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.delenv("HYBRID_RT_CACHE_SIZE")
     options: dict[str, Any] = {"segments": ["backbone"], "measure": False}
     for _ in range(2):
-        hybrid_rt.convert(small_detector(), (small_picture(),), tmp_path / "x.pt", engine="openvino", **options)
+        hybrid_rt.convert(small_detector(), (small_image(),), tmp_path / "x.pt", engine="openvino", **options)
     assert len(started) == 1
 
 
@@ -505,7 +505,7 @@ def test_modules_unknown_to_another_process_are_compiled_here(
     assert not started
 
 
-@pytest.mark.usefixtures("scratch_folder")
+@pytest.mark.usefixtures("scratch_directory")
 def test_a_compiler_that_needs_the_detector_itself_runs_here(started: list[int]) -> None:
     with compiling_in_isolation():
         artifact = compiled("scratch", do="members")
@@ -539,8 +539,8 @@ def test_the_user_s_program_is_not_run_again(tmp_path: Path) -> None:
             print("the program runs")
             sys.path.insert(0, {str(Path(__file__).parents[1])!r})
             import hybrid_rt
-            from helpers.small_detectors import small_detector, small_picture
-            hybrid_rt.convert(small_detector(), (small_picture(),), {str(tmp_path / "x.pt")!r}, measure=False)
+            from helpers.small_detectors import small_detector, small_image
+            hybrid_rt.convert(small_detector(), (small_image(),), {str(tmp_path / "x.pt")!r}, measure=False)
             """
         )
     )

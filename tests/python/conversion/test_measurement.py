@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 import hybrid_rt
-from helpers.small_detectors import small_detector, small_list_detector, small_picture
+from helpers.small_detectors import small_detector, small_image, small_list_detector
 from hybrid_rt.common.image_inputs import EACH, ImageInputs
 from hybrid_rt.conversion.report import measurement
 from hybrid_rt.conversion.report.measurement import Measurement
@@ -27,7 +27,7 @@ def measured(tmp_path: Path, detector: nn.Module, example: tuple[Any, ...], **op
 
 
 def test_both_are_timed_on_the_example(tmp_path: Path) -> None:
-    found = measured(tmp_path, small_list_detector(), ([small_picture(64, 96)[0]],))
+    found = measured(tmp_path, small_list_detector(), ([small_image(64, 96)[0]],))
     assert list(found.latencies) == ["eager", "hybrid"]
     assert all(latency.count == 1 and latency.median > 0 for latency in found.latencies.values())
     assert found.gain == pytest.approx(found.latencies["eager"].median / found.latencies["hybrid"].median)
@@ -59,7 +59,7 @@ def test_a_slow_detector_is_called_seldom(monkeypatch: pytest.MonkeyPatch, secon
 
 def test_the_new_size_is_inside_the_bounds_and_was_not_seen(tmp_path: Path) -> None:
     sizes = [(32, 32), (64, 96)]
-    found = measured(tmp_path, small_detector(), (small_picture(32, 32),), shapes=sizes)
+    found = measured(tmp_path, small_detector(), (small_image(32, 32),), shapes=sizes)
     assert found.new_size is not None
     size = (found.new_size.height, found.new_size.width)
     assert size not in sizes
@@ -71,16 +71,16 @@ def test_the_new_size_is_inside_the_bounds_and_was_not_seen(tmp_path: Path) -> N
 
 def test_a_size_of_the_verification_is_not_new(tmp_path: Path) -> None:
     sizes = [(32, 32), (64, 64)]
-    without = measured(tmp_path, small_detector(), (small_picture(),), shapes=sizes).new_size
+    without = measured(tmp_path, small_detector(), (small_image(),), shapes=sizes).new_size
     assert without is not None
-    further = (small_picture(without.height, without.width),)
-    found = measured(tmp_path, small_detector(), (small_picture(),), shapes=sizes, verify_inputs=[further]).new_size
+    further = (small_image(without.height, without.width),)
+    found = measured(tmp_path, small_detector(), (small_image(),), shapes=sizes, verify_inputs=[further]).new_size
     assert found is not None
     assert (found.height, found.width) != (without.height, without.width)
 
 
 def test_a_bundle_of_one_size_has_no_unseen_size(tmp_path: Path) -> None:
-    found = measured(tmp_path, small_detector(), (small_picture(),))
+    found = measured(tmp_path, small_detector(), (small_image(),))
     assert found.new_size is None
     assert found.no_new_size == "its segments always get images of the same size"
 
@@ -99,7 +99,7 @@ class Resizing(nn.Module):
 
 def test_a_detector_that_makes_all_images_alike_has_no_new_size(tmp_path: Path) -> None:
     detector = Resizing().requires_grad_(False).eval()
-    found = measured(tmp_path, detector, ([small_picture()[0]],), segments="backbone")
+    found = measured(tmp_path, detector, ([small_image()[0]],), segments="backbone")
     assert found.new_size is None
     assert found.no_new_size == "its segments always get images of the same size"
 
@@ -129,12 +129,12 @@ def test_a_bundle_that_cannot_run_here_is_not_measured(monkeypatch: pytest.Monke
 
 def test_measuring_leaves_the_example_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     class Writing(nn.Module):
-        def forward(self, pictures: Tensor | list[Tensor]) -> Tensor:
-            return pictures[0].zero_()
+        def forward(self, images: Tensor | list[Tensor]) -> Tensor:
+            return images[0].zero_()
 
     monkeypatch.setattr(measurement.archive, "engines", lambda hybrid: [])
     monkeypatch.setattr(measurement.archive, "load", lambda path: Writing())
-    picture = torch.ones(1, 3, 8, 8)
-    measurement.measure_hybrid(Writing(), Path("x.pt"), [(picture,)], ImageInputs({(0,): "NCHW"}), [], 1.0)
-    measurement.measure_hybrid(Writing(), Path("x.pt"), [([picture[0]],)], ImageInputs({(0, EACH): "CHW"}), [], 1.0)
-    assert bool((picture == 1).all())
+    image = torch.ones(1, 3, 8, 8)
+    measurement.measure_hybrid(Writing(), Path("x.pt"), [(image,)], ImageInputs({(0,): "NCHW"}), [], 1.0)
+    measurement.measure_hybrid(Writing(), Path("x.pt"), [([image[0]],)], ImageInputs({(0, EACH): "CHW"}), [], 1.0)
+    assert bool((image == 1).all())

@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
 import hybrid_rt
-from helpers.small_detectors import Backbone, SmallDetector, small_detector, small_picture
+from helpers.small_detectors import Backbone, SmallDetector, small_detector, small_image
 from models.community_networks import ModelOutput
 
 pytestmark = pytest.mark.filterwarnings(
@@ -30,13 +30,13 @@ HEADS = ("script", "trace")
 def converted(detector: nn.Module, path: Path, **options: Any) -> Any:
     """Converts a detector and loads the hybrid."""
     given = {"engine": "torchscript", "segments": ["backbone"], "measure": False, "progress": False, **options}
-    hybrid_rt.convert(detector, given.pop("example", (small_picture(),)), path, **given)
+    hybrid_rt.convert(detector, given.pop("example", (small_image(),)), path, **given)
     return hybrid_rt.load(path)
 
 
 def assert_same(detector: nn.Module, hybrid: Any, *inputs: Any) -> None:
     """Compares the results on other values than the example's, and checks that an engine ran."""
-    inputs = inputs or (small_picture(seed=7),)
+    inputs = inputs or (small_image(seed=7),)
     assert hybrid_rt.engines(hybrid)
     with torch.no_grad():
         expected, found = detector(*inputs), hybrid(*inputs)
@@ -48,11 +48,11 @@ def assert_same(detector: nn.Module, hybrid: Any, *inputs: Any) -> None:
 class TakesLevels(SmallDetector):
     """Adds a value to the levels before the head reads them."""
 
-    def added(self, pictures: Tensor) -> float:
+    def added(self, images: Tensor) -> float:
         return 0.0
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.detect(self.backbone(pictures)["coarse"] + self.added(pictures))
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.detect(self.backbone(images)["coarse"] + self.added(images))
 
 
 def made(detector: Callable[[], nn.Module]) -> Any:
@@ -75,8 +75,8 @@ class DecoratedMethods(SmallDetector):
     def found(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self.detect(features)
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        boxes, scores, _ = self.found(self.shifted(self.backbone(pictures)["coarse"]))
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        boxes, scores, _ = self.found(self.shifted(self.backbone(images)["coarse"]))
         return boxes, scores
 
 
@@ -108,8 +108,8 @@ class Quantised(SmallDetector):
         super().__init__()
         self.last = nn.Linear(4, 4)
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        boxes, scores, _ = self.detect(self.backbone(pictures)["coarse"])
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        boxes, scores, _ = self.detect(self.backbone(images)["coarse"])
         return self.last(boxes.reshape(-1, 4)), scores
 
 
@@ -142,8 +142,8 @@ class ReadsFeatures(SmallDetector):
     def keep(self, _: nn.Module, __: Any, made: Tensor) -> None:
         self.features = {"first": made}
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.detect(self.backbone(pictures)["coarse"] + self.features["first"].mean())
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.detect(self.backbone(images)["coarse"] + self.features["first"].mean())
 
 
 @pytest.mark.slow
@@ -222,13 +222,13 @@ def test_weights_that_are_computed(kind: str, where: str, tmp_path: Path) -> Non
 
 
 class WithThreshold(SmallDetector):
-    def forward(self, pictures: Tensor, threshold: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
-        boxes, scores, labels = self.detect(self.backbone(pictures)["coarse"])
+    def forward(self, images: Tensor, threshold: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+        boxes, scores, labels = self.detect(self.backbone(images)["coarse"])
         kept = scores > threshold
         return boxes[kept], scores[kept], labels[kept]
 
-    def export_forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        boxes, scores, _ = self.detect(self.backbone(pictures)["coarse"])
+    def export_forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        boxes, scores, _ = self.detect(self.backbone(images)["coarse"])
         return boxes, scores
 
 
@@ -246,7 +246,7 @@ def partial(detector: Any) -> None:
 
 def closure(detector: Any) -> None:
     original = detector.forward
-    detector.forward = lambda pictures: original(pictures, threshold=0.5)
+    detector.forward = lambda images: original(images, threshold=0.5)
 
 
 def of_the_backbone(detector: Any) -> None:
@@ -262,7 +262,7 @@ def test_a_replaced_forward(change: Callable[[Any], None], head: str, tmp_path: 
     detector = made(WithThreshold)
     change(detector)
     hybrid = converted(detector, tmp_path / "x.pt", head=head)
-    assert_same(detector, hybrid, small_picture())  # equal values, because a traced threshold keeps as many boxes
+    assert_same(detector, hybrid, small_image())  # equal values, because a traced threshold keeps as many boxes
     assert [engine["segments"] for engine in hybrid_rt.engines(hybrid)] == [["backbone"]]
 
 
@@ -272,8 +272,8 @@ def test_one_of_two_modules_of_a_class_has_another_forward(tmp_path: Path) -> No
             super().__init__()
             self.twice, self.thrice = Scales(), Scales()
 
-        def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            return self.detect(self.thrice(self.twice(self.backbone(pictures)["coarse"])))
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return self.detect(self.thrice(self.twice(self.backbone(images)["coarse"])))
 
     detector = made(Two)
     detector.thrice.forward = detector.thrice.thrice
@@ -293,13 +293,13 @@ class Scales(nn.Module):
 def test_decorated_forwards(decorator: Any, head: str, tmp_path: Path) -> None:
     class Decorated(SmallDetector):
         @decorator()
-        def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            return self.detect(self.backbone(pictures)["coarse"])
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return self.detect(self.backbone(images)["coarse"])
 
     class DecoratedBackbone(Backbone):
         @decorator()
-        def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-            return super().forward(pictures)
+        def forward(self, images: Tensor) -> dict[str, Tensor]:
+            return super().forward(images)
 
     detector = made(lambda: Decorated(DecoratedBackbone()))
     assert_same(detector, converted(detector, tmp_path / "x.pt", head=head))
@@ -308,7 +308,7 @@ def test_decorated_forwards(decorator: Any, head: str, tmp_path: Path) -> None:
 def test_conversion_in_inference_mode(tmp_path: Path) -> None:
     with torch.inference_mode():
         detector = small_detector()
-        example = (small_picture(),)
+        example = (small_image(),)
         hybrid = converted(detector, tmp_path / "x.pt", example=example)
     assert_same(small_detector(), hybrid)
 
@@ -348,8 +348,8 @@ class Activated(Backbone):
         super().__init__()
         self.function = function
 
-    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        levels = super().forward(pictures)
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        levels = super().forward(images)
         return {"coarse": FUNCTIONS[self.function](levels["coarse"] - 0.2)}
 
 
@@ -377,8 +377,8 @@ class WithPreprocessing(SmallDetector):
         super().__init__()
         self.preprocess: nn.Module = Normalise()
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.detect(self.backbone(self.preprocess(pictures))["coarse"])
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.detect(self.backbone(self.preprocess(images))["coarse"])
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -387,7 +387,7 @@ def test_a_part_that_is_torchscript_already(head: str, tmp_path: Path) -> None:
     expected = made(WithPreprocessing)
     detector.preprocess = torch.jit.script(detector.preprocess)
     assert_same(expected, converted(detector, tmp_path / "head.pt", head=head))
-    detector.backbone = torch.jit.trace(detector.backbone, small_picture(), strict=False)
+    detector.backbone = torch.jit.trace(detector.backbone, small_image(), strict=False)
     assert_same(expected, converted(detector, tmp_path / "segment.pt", head=head))
     assert isinstance(detector.backbone, torch.jit.ScriptModule)
 
@@ -399,8 +399,8 @@ def test_a_sparse_buffer(head: str, tmp_path: Path) -> None:
             super().__init__()
             self.register_buffer("mix", torch.eye(8).mul(1.5).to_sparse())
 
-        def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            features = self.backbone(pictures)["coarse"]
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            features = self.backbone(images)["coarse"]
             return self.detect(torch.mm(self.mix, features[0].flatten(1)).reshape(features.shape))
 
     detector = made(Smoothed)
@@ -437,12 +437,12 @@ class Asked(Backbone):
 
 
 class Asks(TakesLevels):
-    def added(self, pictures: Tensor) -> float:
+    def added(self, images: Tensor) -> float:
         known = (
             self.backbone.divisor + self.backbone.strides()[1] * self.backbone.scale + self.backbone.levels["coarse"]
         )
         if self.training:
-            known += float(self.backbone.loss(pictures))
+            known += float(self.backbone.loss(images))
         return known + float(self.backbone.offset) + self.backbone.inputs + (self.backbone.engine == "diesel")
 
 
@@ -455,7 +455,7 @@ def test_a_head_may_ask_its_backbone(head: str, tmp_path: Path) -> None:
 class AsksInPython(TakesLevels):
     """Reads it in Python code only, so that the head is traced."""
 
-    def added(self, pictures: Tensor) -> float:
+    def added(self, images: Tensor) -> float:
         assert isinstance(self.backbone, Backbone)
         dtype = next(self.backbone.parameters()).dtype
         return float(self.backbone.first[0].weight.to(dtype)[0, 0, 0, 0])
@@ -468,12 +468,12 @@ def test_a_recorded_head_may_ask_for_parameters_submodules_and_the_class(tmp_pat
 
 def test_a_backbone_that_returns_a_class_of_its_own(tmp_path: Path) -> None:
     class Returns(Backbone):
-        def forward(self, pictures: Tensor) -> Any:
-            return ModelOutput(super().forward(pictures))
+        def forward(self, images: Tensor) -> Any:
+            return ModelOutput(super().forward(images))
 
     class Takes(SmallDetector):
-        def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            return self.detect(self.backbone(pictures).coarse)
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return self.detect(self.backbone(images).coarse)
 
     detector = made(lambda: Takes(Returns()))
     assert_same(detector, converted(detector, tmp_path / "x.pt", head="trace"))
@@ -501,13 +501,13 @@ class Encoder(nn.Module):
 
 
 class ByKeyword(SmallDetector):
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.detect(self.backbone(pictures, None, offset=pictures * 0.5))
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.detect(self.backbone(images, None, offset=images * 0.5))
 
 
 class WithNumbers(SmallDetector):
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.detect(self.backbone(pictures, None, pictures * 0.5, 3.0, dense=True))
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.detect(self.backbone(images, None, images * 0.5, 3.0, dense=True))
 
 
 @pytest.mark.parametrize("kind", [ByKeyword, WithNumbers])
@@ -519,8 +519,8 @@ def test_arguments_by_keyword_and_numbers(kind: Any, head: str, tmp_path: Path) 
 
 def test_another_number_than_the_examples_is_an_error_and_not_ignored(tmp_path: Path) -> None:
     class Varies(SmallDetector):
-        def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            return self.detect(self.backbone(pictures, scale=2.0 if pictures.shape[0] > 1 else 3.0))
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return self.detect(self.backbone(images, scale=2.0 if images.shape[0] > 1 else 3.0))
 
     detector = made(lambda: Varies(Encoder()))
     hybrid = converted(detector, tmp_path / "x.pt")
@@ -528,16 +528,16 @@ def test_another_number_than_the_examples_is_an_error_and_not_ignored(tmp_path: 
     with pytest.raises(
         Exception, match=r"segment 'backbone', scale: expected 3\.0, as in the example, got another value"
     ):
-        hybrid(small_picture().expand(2, -1, -1, -1))
+        hybrid(small_image().expand(2, -1, -1, -1))
 
 
 class Targets(SmallDetector):
     """Takes targets without an annotation, as training code often does."""
 
-    def forward(self, pictures, targets=None):
-        levels = self.backbone(pictures)
+    def forward(self, images, targets=None):
+        levels = self.backbone(images)
         if self.training and targets is not None:
-            levels = self.backbone(pictures + targets)
+            levels = self.backbone(images + targets)
         if targets is not None:
             levels["coarse"] = levels["coarse"] + targets
         return self.detect(levels["coarse"])
@@ -549,4 +549,4 @@ def test_a_default_of_none_without_an_annotation(head: str, tmp_path: Path) -> N
     hybrid = converted(detector, tmp_path / "x.pt", head=head)
     assert_same(detector, hybrid)
     if head == "script":
-        assert_same(detector, hybrid, small_picture(seed=3), torch.ones(1))
+        assert_same(detector, hybrid, small_image(seed=3), torch.ones(1))

@@ -14,7 +14,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 
 import hybrid_rt
-from helpers.external_projects import picture_arguments, run_any_detector, succeed
+from helpers.external_projects import image_arguments, run_any_detector, succeed
 from helpers.same_detections import assert_same, parse
 from helpers.small_detectors import (
     RESHAPED,
@@ -22,7 +22,7 @@ from helpers.small_detectors import (
     fusing_detector,
     reshaped_detector,
     small_detector,
-    small_picture,
+    small_image,
 )
 from models import torchvision_detectors
 
@@ -73,14 +73,14 @@ def test_a_timm_backbone_under_a_torchvision_head(name: str, head: Any, downstre
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         detector = torchvision_detectors.steady(head(TimmBackbone(name)))
-    pictures = torchvision_detectors.pictures([(240, 320), (320, 240), (263, 263)])
+    images = torchvision_detectors.photographs([(240, 320), (320, 240), (263, 263)])
     path = tmp_path / "timm.pt"
-    hybrid_rt.convert(detector, (pictures[:1],), path, segments=["backbone"], fallback=False, measure=False)
+    hybrid_rt.convert(detector, (images[:1],), path, segments=["backbone"], fallback=False, measure=False)
     hybrid = hybrid_rt.load(path)
     assert [engine["backend"] for engine in hybrid_rt.engines(hybrid)] == ["openvino"]
-    assert_same(detector(pictures), hybrid(pictures))
-    arguments = [word for i, image in enumerate(pictures) for word in picture_arguments(image, tmp_path / f"{i}.raw")]
-    assert_same(detector(pictures), parse(succeed(downstream / "with_hybrid_rt", path, *arguments)))
+    assert_same(detector(images), hybrid(images))
+    arguments = [word for i, image in enumerate(images) for word in image_arguments(image, tmp_path / f"{i}.raw")]
+    assert_same(detector(images), parse(succeed(downstream / "with_hybrid_rt", path, *arguments)))
 
 
 # Custom detectors
@@ -94,8 +94,8 @@ def test_an_anchor_free_detector_that_returns_a_tuple(downstream: Path, tmp_path
     hybrid_rt.convert(detector, (example,), path, segments=["backbone"], shapes=shapes, measure=False)
     for backend in ("openvino", "torchscript"):
         hybrid = hybrid_rt.load(path, backend=backend)
-        for pictures in (example, [noise(3, 33, 70, seed=2)]):
-            assert_same_tensors(detector(pictures), hybrid(pictures))
+        for images in (example, [noise(3, 33, 70, seed=2)]):
+            assert_same_tensors(detector(images), hybrid(images))
     found = run_any_detector(downstream / "any_detector", path, example, tmp_path)
     assert list(found) == ["0", "1", "2", "3"]
     assert_same_tensors(detector(example), list(found.values()))
@@ -109,8 +109,8 @@ def test_its_dense_head_as_a_segment_of_its_own_is_called_for_each_level(tmp_pat
     hybrid_rt.convert(detector, (example,), path, segments=["backbone", "outputs"], shapes=shapes, measure=False)
     hybrid = hybrid_rt.load(path)
     assert [engine["engine"] for engine in hybrid_rt.engines(hybrid)] == ["backbone", "outputs"]
-    for pictures in (example, [noise(3, 33, 70, seed=2)]):
-        assert_same_tensors(detector(pictures), hybrid(pictures))
+    for images in (example, [noise(3, 33, 70, seed=2)]):
+        assert_same_tensors(detector(images), hybrid(images))
 
 
 @pytest.mark.parametrize("kind", RESHAPED)
@@ -118,21 +118,21 @@ def test_a_backbone_that_returns_other_things_than_a_dict(kind: str, tmp_path: P
     detector = reshaped_detector(kind)
     path = tmp_path / "reshaped.pt"
     shapes = {"batch": (1, 2), "height": (8, 96), "width": (8, 96)}
-    hybrid_rt.convert(detector, (small_picture(),), path, segments=["backbone"], shapes=shapes, measure=False)
+    hybrid_rt.convert(detector, (small_image(),), path, segments=["backbone"], shapes=shapes, measure=False)
     for backend in ("openvino", "torchscript"):
         hybrid = hybrid_rt.load(path, backend=backend)
-        for picture in (small_picture(seed=1), small_picture(48, 20, seed=2)):
-            assert_same_tensors(detector(picture), hybrid(picture))
+        for image in (small_image(seed=1), small_image(48, 20, seed=2)):
+            assert_same_tensors(detector(image), hybrid(image))
 
 
 @pytest.mark.parametrize("kind", ["tensor", "nested tuple", "nested dict"])
 def test_cpp_runs_them_too(kind: str, downstream: Path, tmp_path: Path) -> None:
     detector = reshaped_detector(kind)
     path = tmp_path / "reshaped.pt"
-    hybrid_rt.convert(detector, (small_picture(),), path, segments=["backbone"], fallback=False, measure=False)
-    picture = small_picture(seed=1)
-    found = run_any_detector(downstream / "any_detector", path, [picture], tmp_path)
-    assert_same_tensors(detector(picture), list(found.values()))
+    hybrid_rt.convert(detector, (small_image(),), path, segments=["backbone"], fallback=False, measure=False)
+    image = small_image(seed=1)
+    found = run_any_detector(downstream / "any_detector", path, [image], tmp_path)
+    assert_same_tensors(detector(image), list(found.values()))
 
 
 def test_a_backbone_of_two_inputs_at_other_sizes_than_the_examples(downstream: Path, tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_a_backbone_of_two_inputs_at_other_sizes_than_the_examples(downstream: P
 
 def test_the_structures_do_not_change_the_boxes() -> None:
     """Checks that the detectors above differ, so that none is only compared with itself."""
-    results = [reshaped_detector(kind)(small_picture())[1] for kind in RESHAPED]
+    results = [reshaped_detector(kind)(small_image())[1] for kind in RESHAPED]
     assert not all(torch.equal(results[0], result) for result in results[1:])
-    assert torch.equal(reshaped_detector("list")(small_picture())[1], reshaped_detector("tuple")(small_picture())[1])
-    assert small_detector()(small_picture())[1].numel() > 5
+    assert torch.equal(reshaped_detector("list")(small_image())[1], reshaped_detector("tuple")(small_image())[1])
+    assert small_detector()(small_image())[1].numel() > 5

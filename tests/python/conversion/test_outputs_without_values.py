@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import hybrid_rt
-from helpers.small_detectors import Backbone, OneConvolution, small_picture
+from helpers.small_detectors import Backbone, OneConvolution, small_image
 from hybrid_rt.backends import registry
 from hybrid_rt.backends.openvino import sizes_only
 from hybrid_rt.capture.program import capture_alone
@@ -46,13 +46,13 @@ class Anchored(nn.Module):
         self.backbone = Backbone()
         self.dense = Dense()
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        levels = list(self.backbone(pictures).values())
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        levels = list(self.backbone(images).values())
         scores = self.dense(levels)
         anchors: list[Tensor] = []
         for level in levels:
             height, width = level.shape[-2:]
-            stride = pictures.shape[2] / height
+            stride = images.shape[2] / height
             rows = torch.arange(height, dtype=level.dtype, device=level.device) * stride
             columns = torch.arange(width, dtype=level.dtype, device=level.device) * stride
             anchors.append(torch.stack(torch.meshgrid(rows, columns, indexing="ij"), 2).flatten(0, 1))
@@ -62,8 +62,8 @@ class Anchored(nn.Module):
 class AlsoReads(Anchored):
     """Reads the values of its coarse level, and only the sizes of the fine one."""
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        levels = list(self.backbone(pictures).values())
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        levels = list(self.backbone(images).values())
         return levels[1].amax((2, 3)) * levels[0].shape[2], self.dense(levels)
 
 
@@ -89,7 +89,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Converted:
     options: dict[str, Any] = {"engine": "openvino", "measure": False, "progress": False}
     result = hybrid_rt.convert(
         detector,
-        (small_picture(),),
+        (small_image(),),
         path,
         segments=["backbone", "dense"],
         shapes={"height": (32, 64), "width": (32, 64)},
@@ -98,7 +98,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Converted:
     return Converted(detector, path, result)
 
 
-def picture(height: int, width: int) -> Tensor:
+def image(height: int, width: int) -> Tensor:
     return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(height))
 
 
@@ -115,7 +115,7 @@ def test_the_levels_are_not_written_and_the_results_are_the_detectors(converted:
     module = hybrid_rt.load(converted.path)
     for size in SIZES:
         for _ in range(2):  # the second call at a size writes into tensors of known sizes
-            for found, expected in zip(module(picture(*size)), converted.detector(picture(*size)), strict=True):
+            for found, expected in zip(module(image(*size)), converted.detector(image(*size)), strict=True):
                 torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -125,7 +125,7 @@ def test_each_output_without_values_has_its_sizes_and_no_number(converted: Conve
     engine = next(node.inputs()).toIValue()
     for height, width in SIZES:
         for _ in range(2):
-            outputs = torch.ops.hybrid_rt.run_engine(engine, [picture(height, width)])
+            outputs = torch.ops.hybrid_rt.run_engine(engine, [image(height, width)])
             levels = [output for output in outputs if output.dim() == 4]
             assert [tuple(level.shape) for level in levels] == [
                 (1, 8, height // 2, width // 2),
@@ -137,8 +137,8 @@ def test_each_output_without_values_has_its_sizes_and_no_number(converted: Conve
 
 def test_a_program_with_its_own_head_gets_every_value(converted: Converted) -> None:
     engine = hybrid_rt.open_engine(converted.path, "backbone")
-    expected = converted.detector.backbone(picture(44, 36))
-    found = engine(picture(44, 36))
+    expected = converted.detector.backbone(image(44, 36))
+    found = engine(image(44, 36))
     for level in expected.values():
         assert any(level.shape == output.shape and torch.allclose(level, output, atol=1e-5) for output in found)
 
@@ -154,19 +154,19 @@ def test_a_level_that_the_head_reads_keeps_its_values(tmp_path: Path) -> None:
     detector = seeded(AlsoReads)
     segments = ["backbone", "dense"]
     hybrid_rt.convert(
-        detector, (small_picture(),), path, segments=segments, engine="openvino", measure=False, progress=False
+        detector, (small_image(),), path, segments=segments, engine="openvino", measure=False, progress=False
     )
     module = hybrid_rt.load(path)
-    for found, expected in zip(module(small_picture()), detector(small_picture()), strict=True):
+    for found, expected in zip(module(small_image()), detector(small_image()), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     (node,) = (node for node in module.graph.nodes() if node.kind() == "hybrid_rt::run_engine")
-    outputs = torch.ops.hybrid_rt.run_engine(next(node.inputs()).toIValue(), [small_picture()])
+    outputs = torch.ops.hybrid_rt.run_engine(next(node.inputs()).toIValue(), [small_image()])
     assert sorted(output.shape[2] for output in outputs if output.dim() == 4 and output.isnan().all()) == [16]
 
 
 @pytest.mark.parametrize("positions", [b"7", b"-1", b"0 x", b"1"])
 def test_positions_of_no_output_are_refused(positions: bytes) -> None:
-    program = capture_alone(seeded(OneConvolution), "backbone", [(small_picture(),)])
+    program = capture_alone(seeded(OneConvolution), "backbone", [(small_image(),)])
     backend = registry.backend("openvino")
     artifact = backend.without_values(backend.compile(program, "fp32"), frozenset({0}))
     assert backend.outputs_without_values(artifact) == {0}
@@ -177,14 +177,14 @@ def test_positions_of_no_output_are_refused(positions: bytes) -> None:
 
 
 def test_a_model_that_returns_other_sizes_is_refused() -> None:
-    program = capture_alone(seeded(OneConvolution), "backbone", [(small_picture(),)])
+    program = capture_alone(seeded(OneConvolution), "backbone", [(small_image(),)])
     backend = registry.backend("openvino")
     artifact = backend.compile(program, "fp32")
     added = {sizes_only.MODEL_FOR_HEAD: artifact.blobs["xml"], sizes_only.POSITIONS: blob_from_bytes(b"0")}
     engine = EngineBuild(program, (BuiltVariant(replace(artifact, blobs={**artifact.blobs, **added})),)).engine
     prepare(engine)
     with pytest.raises(RuntimeError, match=r"artifact, output 0: expected Int in 16 bytes, got another dtype"):
-        run_flat(engine, (small_picture(),))
+        run_flat(engine, (small_image(),))
 
 
 def test_scalars_and_other_ranks_stay_as_they_are() -> None:

@@ -103,13 +103,13 @@ def test_the_bare_root_has_no_python(bare: RootWithPackage) -> None:
 
 @needs_bare_root
 def test_detect_in_the_package_gives_the_boxes_of_python(
-    bare: RootWithPackage, demo_bundle: Path, demo_picture: Path
+    bare: RootWithPackage, demo_bundle: Path, demo_image_path: Path
 ) -> None:
-    shutil.copy(demo_picture, bare.root / "tmp" / "picture.png")
-    done = bare.run(f"{HERE}/detect", demo_bundle.stem, "/tmp/picture.png", "--json")
+    shutil.copy(demo_image_path, bare.root / "tmp" / "image.png")
+    done = bare.run(f"{HERE}/detect", demo_bundle.stem, "/tmp/image.png", "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert_same_detections(result["detections"], detect_in_python(demo_bundle, demo_picture))
+    assert_same_detections(result["detections"], detect_in_python(demo_bundle, demo_image_path))
     assert result["engines"] == {"backbone": "openvino"}
 
 
@@ -153,7 +153,7 @@ def test_the_libraries_are_exactly_those_that_are_loaded(bare: RootWithPackage, 
 
 
 @pytest.fixture
-def only_pictures(bare: RootWithPackage, small_bundle: Path, tmp_path: Path) -> Iterator[None]:
+def only_image_models(bare: RootWithPackage, small_bundle: Path, tmp_path: Path) -> Iterator[None]:
     """Hides the model that does not take images, because the service refuses it."""
     there = bare.package.directory / "models" / small_bundle.name
     shutil.move(there, tmp_path / "aside.pt")
@@ -162,13 +162,13 @@ def only_pictures(bare: RootWithPackage, small_bundle: Path, tmp_path: Path) -> 
 
 
 @needs_bare_root
-@pytest.mark.usefixtures("only_pictures")
-def test_serve_answers_there(bare: RootWithPackage, demo_bundle: Path, demo_picture: Path) -> None:
+@pytest.mark.usefixtures("only_image_models")
+def test_serve_answers_there(bare: RootWithPackage, demo_bundle: Path, demo_image_path: Path) -> None:
     with serving_there(bare, "--port", "0", user="65534:65534") as server:
-        answer = server.detect(demo_picture, f"?model={demo_bundle.stem}")
+        answer = server.detect(demo_image_path, f"?model={demo_bundle.stem}")
         assert answer.status == 200, answer.body
-        [picture] = answer.json()["pictures"]
-        assert_same_detections(picture["detections"], detect_in_python(demo_bundle, demo_picture))
+        [entry] = answer.json()["pictures"]
+        assert_same_detections(entry["detections"], detect_in_python(demo_bundle, demo_image_path))
 
 
 @contextmanager
@@ -256,8 +256,8 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def files_of(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+def files_of(directory: Path) -> set[str]:
+    return {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
 
 
 def test_the_manifest_lists_every_file_with_its_digest(external: Package) -> None:
@@ -372,30 +372,32 @@ def test_external_torch_runs_from_its_directory_and_the_rest_from_the_package(
     assert {Path(path).name for path in loaded - ours - torchs} <= {*external.manifest["external"][0]["libraries"]}
 
 
-def fake_package(folder: Path, models: Sequence[str], **told: Any) -> Path:
+def fake_package(directory: Path, models: Sequence[str], **told: Any) -> Path:
     """Makes a package of the start scripts, with programs that print their arguments."""
     facts = {"external": [], "versions": {"torch": "2.15.0"}}
     of_model = [package_contents.Model(Path(name), {}, frozenset()) for name in models]
     texts = package_module._scripts(of_model, facts, told.pop("items", {}), told.pop("named", ()))
-    (folder / "bin").mkdir(parents=True)
-    (folder / "models").mkdir()
+    (directory / "bin").mkdir(parents=True)
+    (directory / "models").mkdir()
     for name in models:
-        (folder / "models" / name).touch()
+        (directory / "models" / name).touch()
     for script, program in PROGRAMS.items():
-        (folder / script).write_text(texts[script])
-        (folder / "bin" / program).write_text('#!/bin/sh\nenv | grep -E "^(LD|HYBRID)_"\nprintf "%s\\n" "$@"\n')
-        (folder / script).chmod(0o755)
-        (folder / "bin" / program).chmod(0o755)
-    return folder
+        (directory / script).write_text(texts[script])
+        (directory / "bin" / program).write_text('#!/bin/sh\nenv | grep -E "^(LD|HYBRID)_"\nprintf "%s\\n" "$@"\n')
+        (directory / script).chmod(0o755)
+        (directory / "bin" / program).chmod(0o755)
+    return directory
 
 
 def test_serve_is_given_the_directory_of_models_and_the_users_arguments(tmp_path: Path) -> None:
-    folder = fake_package(tmp_path / "a folder", ["a.pt", "b.pt"])
-    done = run_script(folder / "serve", "--port", "80 80", LD_LIBRARY_PATH="/theirs")
-    libraries = ":".join(f"{folder}/lib/{name}" for name in ("hybrid_rt/lib", "torch/lib", "hybrid_rt.libs", "system"))
+    directory = fake_package(tmp_path / "a directory", ["a.pt", "b.pt"])
+    done = run_script(directory / "serve", "--port", "80 80", LD_LIBRARY_PATH="/theirs")
+    libraries = ":".join(
+        f"{directory}/lib/{name}" for name in ("hybrid_rt/lib", "torch/lib", "hybrid_rt.libs", "system")
+    )
     assert done.stdout.splitlines() == [
         f"LD_LIBRARY_PATH={libraries}:/theirs",
-        f"{folder}/models",
+        f"{directory}/models",
         "--port",
         "80 80",
     ]
@@ -404,32 +406,32 @@ def test_serve_is_given_the_directory_of_models_and_the_users_arguments(tmp_path
 @pytest.mark.parametrize(
     ("models", "given", "model", "left"),
     [
-        (["one model.pt"], ["picture.png"], "one model.pt", ["picture.png"]),
-        (["one model.pt"], ["one model", "picture.png"], "one model.pt", ["picture.png"]),
-        (["a.pt", "b.pt"], ["b", "a picture.png", "--json"], "b.pt", ["a picture.png", "--json"]),
+        (["one model.pt"], ["image.png"], "one model.pt", ["image.png"]),
+        (["one model.pt"], ["one model", "image.png"], "one model.pt", ["image.png"]),
+        (["a.pt", "b.pt"], ["b", "an image.png", "--json"], "b.pt", ["an image.png", "--json"]),
     ],
 )
 def test_detect_takes_the_model_that_is_named_or_the_only_one(
     tmp_path: Path, models: list[str], given: list[str], model: str, left: list[str]
 ) -> None:
-    folder = fake_package(tmp_path / "dist", models)
-    done = run_script(folder / "detect", *given)
+    directory = fake_package(tmp_path / "dist", models)
+    done = run_script(directory / "detect", *given)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[1:] == [f"{folder}/models/{model}", *left]
+    assert done.stdout.splitlines()[1:] == [f"{directory}/models/{model}", *left]
 
 
 def test_detect_lists_the_models_if_none_of_several_is_named(tmp_path: Path) -> None:
-    folder = fake_package(tmp_path / "dist", ["a.pt", "it's b.pt"])
-    done = run_script(folder / "detect", "picture.png")
+    directory = fake_package(tmp_path / "dist", ["a.pt", "it's b.pt"])
+    done = run_script(directory / "detect", "image.png")
     assert done.returncode == 2
-    assert "hybrid_rt[package]: model: expected one of a it's b, got 'picture.png'." in done.stderr
-    assert run_script(folder / "detect", "--help").stdout.splitlines()[1:] == ["--help"]
+    assert "hybrid_rt[package]: model: expected one of a it's b, got 'image.png'." in done.stderr
+    assert run_script(directory / "detect", "--help").stdout.splitlines()[1:] == ["--help"]
 
 
 def test_named_backends_are_the_targets_default(tmp_path: Path) -> None:
-    folder = fake_package(tmp_path / "dist", ["a.pt"], named=("torchscript", "openvino"))
-    assert "HYBRID_RT_BACKEND=torchscript,openvino" in run_script(folder / "serve").stdout.splitlines()
-    theirs = run_script(folder / "serve", HYBRID_RT_BACKEND="openvino").stdout.splitlines()
+    directory = fake_package(tmp_path / "dist", ["a.pt"], named=("torchscript", "openvino"))
+    assert "HYBRID_RT_BACKEND=torchscript,openvino" in run_script(directory / "serve").stdout.splitlines()
+    theirs = run_script(directory / "serve", HYBRID_RT_BACKEND="openvino").stdout.splitlines()
     assert "HYBRID_RT_BACKEND=openvino" in theirs
 
 
@@ -438,8 +440,8 @@ def test_plug_ins_of_other_packages_are_found(tmp_path: Path) -> None:
         place: package_contents.Item(Path(place))
         for place in ("lib/hybrid_rt/lib/libhybrid_rt_openvino.so", "lib/their package/libhybrid_rt_theirs.so")
     }
-    folder = fake_package(tmp_path / "dist", ["a.pt"], items=items)
-    assert f"HYBRID_RT_PLUGIN_PATH={folder}/lib/their package" in run_script(folder / "serve").stdout.splitlines()
+    directory = fake_package(tmp_path / "dist", ["a.pt"], items=items)
+    assert f"HYBRID_RT_PLUGIN_PATH={directory}/lib/their package" in run_script(directory / "serve").stdout.splitlines()
 
 
 # Refusals, which leave no files

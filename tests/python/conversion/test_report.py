@@ -16,7 +16,7 @@ from PIL import Image
 
 import hybrid_rt
 from helpers.paths import ROOT
-from helpers.small_detectors import small_detector, small_list_detector, small_picture
+from helpers.small_detectors import small_detector, small_image, small_list_detector
 from hybrid_rt import BundleError, ConversionReport, OptionError, Thresholds, VerificationError
 from hybrid_rt.cli.main import main
 from hybrid_rt.common.image_inputs import EACH, ImageInputs
@@ -33,7 +33,7 @@ FP32 = Thresholds(iou=0.99, score=1e-3, recall=1.0, relative_error=1e-3)
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> ConversionReport:
     """Returns the report of a small detector, verified on three images."""
-    example, *others = ([small_picture(48, 64, seed)[0]] for seed in range(3))
+    example, *others = ([small_image(48, 64, seed)[0]] for seed in range(3))
     path = tmp_path_factory.mktemp("report") / "small.pt"
     further = [(other,) for other in others]
     return hybrid_rt.convert(small_list_detector(), (example,), path, verify_inputs=further).report
@@ -53,14 +53,14 @@ def test_the_json_fits_the_schema(report: ConversionReport) -> None:
     assert json.loads(json.dumps(values, allow_nan=False)) == values
     assert values["schema_version"] == 2
     assert values["measurement"]["gain"] == report.measurement.gain
-    assert [len(picture["expected"]) for picture in values["pictures"]] == [
-        picture["expected"] for picture in values["verification"]["pictures"]
+    assert [len(image["expected"]) for image in values["pictures"]] == [
+        image["expected"] for image in values["verification"]["pictures"]
     ]
 
 
 def test_a_report_of_nothing_compared_or_measured_fits_the_schema(tmp_path: Path) -> None:
     report = hybrid_rt.convert(
-        small_detector(), (small_picture(),), tmp_path / "x.pt", engine="torchscript", verify=False, measure=False
+        small_detector(), (small_image(),), tmp_path / "x.pt", engine="torchscript", verify=False, measure=False
     ).report
     values = report.to_json()
     assert errors_of(values) == []
@@ -137,7 +137,7 @@ def test_the_report_knows_the_segments(report: ConversionReport) -> None:
     assert segment.name == "backbone+detector.classes"
     assert segment.members == ["backbone", "detector.classes"]
     assert segment.share == pytest.approx(sum(share.share for share in report.shares if share.chosen))
-    assert [str(spec) for spec in segment.inputs] == ["pictures: 1 x 3 x 48 x 64 float32"]
+    assert [str(spec) for spec in segment.inputs] == ["images: 1 x 3 x 48 x 64 float32"]
     assert len(segment.outputs) == 3
     assert [variant.versions["torch"] for variant in segment.variants] == [torch.__version__] * 2
     assert report.versions["torch"] == torch.__version__
@@ -146,15 +146,15 @@ def test_the_report_knows_the_segments(report: ConversionReport) -> None:
 
 
 def test_the_images_are_those_that_were_compared(report: ConversionReport) -> None:
-    assert [(picture.index, picture.height, picture.width) for picture in report.pictures] == [
+    assert [(image.index, image.height, image.width) for image in report.pictures] == [
         (0, 48, 64),
         (1, 48, 64),
         (2, 48, 64),
     ]
-    for picture in report.pictures:
-        assert len(picture.expected) == report.verification.pictures[picture.index].expected > 5
-        assert all(box.matched for box in [*picture.expected, *picture.found])
-        scores = [box.score for box in picture.expected]
+    for image in report.pictures:
+        assert len(image.expected) == report.verification.pictures[image.index].expected > 5
+        assert all(box.matched for box in [*image.expected, *image.found])
+        scores = [box.score for box in image.expected]
         assert scores == sorted(scores, reverse=True)
 
 
@@ -173,10 +173,10 @@ def test_boxes_of_one_side_only_are_marked() -> None:
     samples = ImageSamples(FP32, LISTED)
     both, eager, hybrid = [0.0, 0.0, 9.0, 9.0], [10.0, 0.0, 19.0, 9.0], [0.0, 10.0, 9.0, 19.0]
     samples(([torch.rand(3, 20, 20)],), [detections(both, eager)], [detections(both, hybrid)])
-    (picture,) = samples.images
-    assert {box.box[:2]: box.matched for box in picture.expected} == {(0, 0): True, (10, 0): False}
-    assert {box.box[:2]: box.matched for box in picture.found} == {(0, 0): True, (0, 10): False}
-    assert picture.not_drawn == {}
+    (image,) = samples.images
+    assert {box.box[:2]: box.matched for box in image.expected} == {(0, 0): True, (10, 0): False}
+    assert {box.box[:2]: box.matched for box in image.found} == {(0, 0): True, (0, 10): False}
+    assert image.not_drawn == {}
 
 
 def test_a_different_label_or_score_does_not_match() -> None:
@@ -185,24 +185,24 @@ def test_a_different_label_or_score_does_not_match() -> None:
     samples(([torch.rand(3, 20, 20)],), [detections(box)], [detections(box, score=0.8)])
     other = {**detections(box), "labels": torch.tensor([2])}
     samples(([torch.rand(3, 20, 20)],), [detections(box)], [other])
-    assert [picture.expected[0].matched for picture in samples.images] == [False, False]
+    assert [image.expected[0].matched for image in samples.images] == [False, False]
 
 
 def test_only_some_images_and_boxes_are_kept() -> None:
     samples = ImageSamples(FP32, LISTED)
     many = detections(*([float(i), 0.0, i + 1.0, 1.0] for i in range(MOST_BOXES + 20)))
     masks = {**many, "masks": torch.zeros(MOST_BOXES + 20, 1, 8, 8)}
-    pictures = [torch.rand(3, 900, 1300) for _ in range(3)]
+    images = [torch.rand(3, 900, 1300) for _ in range(3)]
     for _ in range(2):
-        samples((pictures,), [masks] * 3, [many] * 3)
-    assert [picture.index for picture in samples.images] == [0, 1, 2, 3]
-    assert all(len(picture.expected) == len(picture.found) == MOST_BOXES for picture in samples.images)
+        samples((images,), [masks] * 3, [many] * 3)
+    assert [image.index for image in samples.images] == [0, 1, 2, 3]
+    assert all(len(image.expected) == len(image.found) == MOST_BOXES for image in samples.images)
     assert samples.images[0].not_drawn == {"masks": MOST_BOXES + 20}
     assert (samples.images[0].height, samples.images[0].width) == (900, 1300)
 
 
 @pytest.mark.parametrize(
-    ("picture", "colour"),
+    ("given", "colour"),
     [
         (torch.full((3, 8, 8), 0.5), 128),
         (torch.full((1, 8, 8), 1.5), 255),
@@ -212,13 +212,13 @@ def test_only_some_images_and_boxes_are_kept() -> None:
         (torch.full((3, 1280, 900), 0.5, dtype=torch.float64), 128),
     ],
 )
-def test_images_of_each_kind_are_shown_in_their_colours(picture: torch.Tensor, colour: int, tmp_path: Path) -> None:
+def test_images_of_each_kind_are_shown_in_their_colours(given: torch.Tensor, colour: int, tmp_path: Path) -> None:
     samples = ImageSamples(FP32, ImageInputs({(0,): "NCHW"}))
-    samples((picture[None],), [detections()], [detections()])
+    samples((given[None],), [detections()], [detections()])
     (tmp_path / "x.jpg").write_bytes(samples.images[0].jpeg)
     with Image.open(tmp_path / "x.jpg") as image:
         assert max(image.size) <= 640
-        assert image.size[0] * picture.shape[-2] == image.size[1] * picture.shape[-1]
+        assert image.size[0] * given.shape[-2] == image.size[1] * given.shape[-1]
         assert all(abs(value - colour) <= 2 for value in image.getpixel((0, 0)))
 
 
@@ -251,7 +251,7 @@ def test_the_text_says_what_counts(report: ConversionReport, width: int) -> None
 
 def test_the_text_says_what_a_new_size_costs(tmp_path: Path) -> None:
     report = hybrid_rt.convert(
-        small_detector(), (small_picture(),), tmp_path / "x.pt", engine="torchscript", shapes=[(32, 32), (64, 64)]
+        small_detector(), (small_image(),), tmp_path / "x.pt", engine="torchscript", shapes=[(32, 32), (64, 64)]
     ).report
     new = report.measurement.new_size
     expected = f"an image size not seen before ({new.height}x{new.width}): {new.first:.0f} ms, the next call "
@@ -285,7 +285,7 @@ def test_another_suffix_is_refused(report: ConversionReport, tmp_path: Path, nam
 def test_convert_refuses_a_report_that_cannot_be_written_before_it_works(tmp_path: Path) -> None:
     for name, error in (("x.txt", OptionError), ("missing/x.html", BundleError)):
         with pytest.raises(error, match="expected"):
-            hybrid_rt.convert(small_detector(), (small_picture(),), tmp_path / "x.pt", report=tmp_path / name)
+            hybrid_rt.convert(small_detector(), (small_image(),), tmp_path / "x.pt", report=tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -295,7 +295,7 @@ def test_a_failed_verification_leaves_a_report_and_no_bundle(tmp_path: Path) -> 
         with pytest.raises(VerificationError):
             hybrid_rt.convert(
                 small_list_detector(),
-                ([small_picture()[0]],),
+                ([small_image()[0]],),
                 tmp_path / "x.pt",
                 engine="torchscript",
                 thresholds=impossible,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import hybrid_rt
 from helpers.opened_page import OpenedPage
-from helpers.small_detectors import small_detector, small_list_detector, small_picture
+from helpers.small_detectors import small_detector, small_image, small_list_detector
 from hybrid_rt import ConversionReport, Thresholds
 from hybrid_rt.conversion.report.html import THRESHOLD_LABELS
 from models import digits_detector
@@ -64,15 +64,15 @@ def demo_page(
     tmp_path_factory: pytest.TempPathFactory, demo_detector: nn.Module, demo_images: list[Tensor]
 ) -> tuple[Path, ConversionReport]:
     """Returns the page and the report of the demo detector, verified on all held-out images."""
-    folder = tmp_path_factory.mktemp("page")
+    directory = tmp_path_factory.mktemp("page")
     result = hybrid_rt.convert(
         demo_detector,
         ([demo_images[0]],),
-        folder / "digits.pt",
+        directory / "digits.pt",
         verify_inputs=[([image],) for image in demo_images[1:]],
-        report=folder / "report.html",
+        report=directory / "report.html",
     )
-    return folder / "report.html", result.report
+    return directory / "report.html", result.report
 
 
 class Opened(OpenedPage):
@@ -84,7 +84,7 @@ class Opened(OpenedPage):
         self.page.goto(path.as_uri())
         self.page.wait_for_timeout(200)  # wait for late events
 
-    def sizes_of_pictures(self) -> list[list[int]]:
+    def sizes_of_images(self) -> list[list[int]]:
         found: list[list[int]] = self.page.evaluate(
             "[...document.images].map((image) => [image.complete * image.naturalWidth, image.naturalHeight])"
         )
@@ -92,8 +92,8 @@ class Opened(OpenedPage):
 
 
 def colours(page: Page, selector: str | None = None) -> int:
-    picture = page.locator(selector).first.screenshot() if selector else page.screenshot(full_page=True)
-    with Image.open(io.BytesIO(picture)) as image:
+    screenshot = page.locator(selector).first.screenshot() if selector else page.screenshot(full_page=True)
+    with Image.open(io.BytesIO(screenshot)) as image:
         return len(image.convert("RGB").getcolors(1 << 24) or [])
 
 
@@ -113,7 +113,7 @@ def test_the_checks_see_a_broken_page(browser: Browser, tmp_path: Path) -> None:
         else:
             pytest.fail(f"{expected} is not in {opened.errors}")
     assert len(opened.requests) > 1
-    assert opened.sizes_of_pictures() == [[0, 0], [0, 0]]
+    assert opened.sizes_of_images() == [[0, 0], [0, 0]]
     assert opened.page.evaluate("document.documentElement.scrollWidth") > WIDE
     assert opened.page.evaluate(CONTRASTS)[0][0] < 2
     path.write_text("")
@@ -138,7 +138,7 @@ def test_the_page_renders(browser: Browser, demo_page: tuple[Path, ConversionRep
         "Engines in the file",
         "Conditions",
     ]
-    sizes = opened.sizes_of_pictures()
+    sizes = opened.sizes_of_images()
     assert len(sizes) == 8
     assert all(0 < side <= 640 for size in sizes for side in size)
     assert colours(page) > 1000
@@ -165,7 +165,7 @@ def test_the_boxes_lie_on_the_images(browser: Browser, demo_page: tuple[Path, Co
     path, report = demo_page
     page = Opened(browser, path).page
     figures = page.locator("figure")
-    sides = [side for picture in report.pictures for side in (picture.expected, picture.found)]
+    sides = [side for entry in report.pictures for side in (entry.expected, entry.found)]
     assert figures.count() == len(sides) == 8
     for figure, boxes in zip(figures.all(), sides, strict=True):
         image, drawing = (figure.locator(kind).bounding_box() for kind in ("img", "svg"))
@@ -219,7 +219,7 @@ def test_the_page_says_what_the_report_says(browser: Browser, demo_page: tuple[P
 def test_a_report_of_tensors_alone_renders(browser: Browser, tmp_path: Path) -> None:
     hybrid_rt.convert(
         small_detector(),
-        (small_picture(),),
+        (small_image(),),
         tmp_path / "x.pt",
         engine="torchscript",
         verify=False,
@@ -231,19 +231,19 @@ def test_a_report_of_tensors_alone_renders(browser: Browser, tmp_path: Path) -> 
     text = opened.page.locator("main").inner_text()
     assert "Not verified" in text
     assert "Not measured: not requested." in text
-    assert opened.sizes_of_pictures() == []
+    assert opened.sizes_of_images() == []
     assert opened.page.evaluate("document.documentElement.scrollWidth") <= NARROW
 
 
 @pytest.mark.slow
 def test_boxes_of_one_side_are_red(browser: Browser, tmp_path: Path) -> None:
     report = hybrid_rt.convert(
-        small_list_detector(), ([small_picture()[0]],), tmp_path / "x.pt", engine="torchscript", measure=False
+        small_list_detector(), ([small_image()[0]],), tmp_path / "x.pt", engine="torchscript", measure=False
     ).report
-    (picture,) = report.pictures
-    lonely = [replace(box, matched=False) for box in picture.found[:2]]
+    (image,) = report.pictures
+    lonely = [replace(box, matched=False) for box in image.found[:2]]
     verification = replace(report.verification, failures=["input 0, image 0: <3 of 9 boxes> matched"])
-    replace(report, pictures=[replace(picture, found=[*lonely, *picture.found[2:]])], verification=verification).save(
+    replace(report, pictures=[replace(image, found=[*lonely, *image.found[2:]])], verification=verification).save(
         tmp_path / "x.html"
     )
     opened = Opened(browser, tmp_path / "x.html")
@@ -261,19 +261,19 @@ def test_boxes_of_one_side_are_red(browser: Browser, tmp_path: Path) -> None:
 def test_outside_text_is_escaped(browser: Browser, tmp_path: Path) -> None:
     path = tmp_path / "a <b>&amp; c.pt"
     report = hybrid_rt.convert(
-        small_list_detector(), ([small_picture()[0]],), path, engine="torchscript", measure=False
+        small_list_detector(), ([small_image()[0]],), path, engine="torchscript", measure=False
     ).report
     name = '</title><script>nosuch()</script><img src=x onerror="nosuch()">&amp;'
     shares = [replace(share, name=name, reason=name, chosen=False) for share in report.shares]
     segments = [replace(segment, name=name) for segment in report.engines]
     tensors = [replace(error, output=name, engine=name, backend=name) for error in report.verification.tensors]
-    picture = replace(report.pictures[0], not_drawn={name: 3})
+    image = replace(report.pictures[0], not_drawn={name: 3})
     replace(
         report,
         detector=name,
         shares=shares,
         engines=segments,
-        pictures=[picture],
+        pictures=[image],
         verification=replace(report.verification, tensors=tensors, not_run=[name]),
         versions={name: name},
     ).save(tmp_path / "x.html")

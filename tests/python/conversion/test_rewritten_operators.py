@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.ops import deform_conv2d, ps_roi_align, ps_roi_pool, roi_align, roi_pool
 
 import hybrid_rt
-from helpers.small_detectors import Backbone, small_picture
+from helpers.small_detectors import Backbone, small_image
 from hybrid_rt import CaptureError
 from hybrid_rt.common.executables import program as find_program
 from hybrid_rt.torchscript import head_operators
@@ -36,8 +36,8 @@ class Pools(nn.Module):
         self.backbone = Backbone()
         self.pool = pool
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        features = self.backbone(pictures)["coarse"]
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.backbone(images)["coarse"]
         boxes = rois(features)
         if self.pool == "roi_align":
             return roi_align(features, boxes, [2, 2], 0.5)
@@ -59,8 +59,8 @@ class Deforms(nn.Module):
         self.weight = nn.Parameter(torch.randn(4, 8, 3, 3))
         self.has_mask = has_mask
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        features = self.backbone(pictures)["coarse"]
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.backbone(images)["coarse"]
         if self.has_mask:
             mask = self.masks(features).sigmoid()
             return deform_conv2d(features, self.offsets(features), self.weight, padding=(1, 1), mask=mask)
@@ -74,8 +74,8 @@ class DeformableBackbone(nn.Module):
         super().__init__()
         self.inner = Deforms(True)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        return self.inner(pictures)
+    def forward(self, images: Tensor) -> Tensor:
+        return self.inner(images)
 
 
 class Doubles(nn.Module):
@@ -83,8 +83,8 @@ class Doubles(nn.Module):
         super().__init__()
         self.backbone = backbone
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        return self.backbone(pictures) * 2
+    def forward(self, images: Tensor) -> Tensor:
+        return self.backbone(images) * 2
 
 
 def seeded(kind: Any, *arguments: Any) -> nn.Module:
@@ -102,13 +102,13 @@ def code_of(path: Path) -> str:
 
 def convert(detector: nn.Module, path: Path, **options: Any) -> Any:
     result = hybrid_rt.convert(
-        detector, (small_picture(40, 48),), path, segments=options.pop("segments", "backbone"), measure=False,
+        detector, (small_image(40, 48),), path, segments=options.pop("segments", "backbone"), measure=False,
         engine=options.pop("engine", "torchscript"), shapes=RANGES, **options,
     )  # fmt: skip
     hybrid = hybrid_rt.load(path, backend="torchscript")
     for size in ((40, 48), (64, 33)):
-        picture = small_picture(*size, seed=1)
-        torch.testing.assert_close(hybrid(picture), detector(picture), rtol=1e-4, atol=1e-5)
+        image = small_image(*size, seed=1)
+        torch.testing.assert_close(hybrid(image), detector(image), rtol=1e-4, atol=1e-5)
     return result
 
 
@@ -149,10 +149,8 @@ def test_a_stored_segment_is_compiled_with_torchvision_s_operators_again(tmp_pat
     detector = Doubles(seeded(DeformableBackbone)).eval()
     convert(detector, path)
     hybrid_rt.add_variant(path, "openvino", wider)
-    picture = small_picture(40, 48, seed=2)
-    torch.testing.assert_close(
-        hybrid_rt.load(wider, backend="openvino")(picture), detector(picture), rtol=1e-3, atol=1e-4
-    )
+    image = small_image(40, 48, seed=2)
+    torch.testing.assert_close(hybrid_rt.load(wider, backend="openvino")(image), detector(image), rtol=1e-3, atol=1e-4)
 
 
 def test_rewriting_reaches_branches_and_called_modules_and_can_be_undone() -> None:
@@ -204,14 +202,14 @@ class Halves(nn.Module):
         self.backbone = HalvesInside() if in_segment else Backbone()
         self.in_segment = in_segment
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        features = self.backbone(pictures)["coarse"]
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.backbone(images)["coarse"]
         return features * 2 if self.in_segment else torch.ops.hybrid_rt_head_tests.half(features)
 
 
 class HalvesInside(Backbone):
-    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        return {"coarse": torch.ops.hybrid_rt_head_tests.half(self.first(pictures))}
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {"coarse": torch.ops.hybrid_rt_head_tests.half(self.first(images))}
 
 
 @pytest.mark.parametrize("in_segment", [False, True])

@@ -21,7 +21,7 @@ from capture.test_fused import Detector
 from helpers.bundle_surgery import read_record, save_with_backends
 from helpers.external_projects import succeed
 from helpers.paths import ROOT
-from helpers.small_detectors import Backbone, replaced_backbone, small_detector, small_picture
+from helpers.small_detectors import Backbone, replaced_backbone, small_detector, small_image
 from hybrid_rt import BackendError, BundleError, CaptureError, OptionError, Thresholds, Verification, VerificationError
 from hybrid_rt.backends import registry
 from hybrid_rt.backends.cache import store
@@ -76,7 +76,7 @@ def fused(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns a bundle with backbone and head in one engine. Do not modify it."""
     path = tmp_path_factory.mktemp("fused") / "detector.pt"
     segments = ["backbone", "head"]
-    hybrid_rt.convert(two_parts(), (small_picture(64, 96),), path, segments=segments, shapes=SHAPES)
+    hybrid_rt.convert(two_parts(), (small_image(64, 96),), path, segments=segments, shapes=SHAPES)
     return path
 
 
@@ -84,7 +84,7 @@ def fused(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns the small detector with a backbone for images of one size only. Do not modify it."""
     path = tmp_path_factory.mktemp("single") / "detector.pt"
-    hybrid_rt.convert(small_detector(), (small_picture(),), path, segments="backbone")
+    hybrid_rt.convert(small_detector(), (small_image(),), path, segments="backbone")
     return path
 
 
@@ -110,7 +110,7 @@ def test_the_new_file_matches_the_detector_with_that_backbone(
     detector = two_parts()
     detector.backbone = new()
     for got, expected in zip(
-        hybrid_rt.load(output, backend=backend)(small_picture(*size)), detector(small_picture(*size)), strict=True
+        hybrid_rt.load(output, backend=backend)(small_image(*size)), detector(small_image(*size)), strict=True
     ):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
@@ -120,7 +120,7 @@ def test_the_file_itself_may_be_replaced(single: Path, tmp_path: Path) -> None:
     hybrid_rt.swap_backbone(path, new(), path)
     detector = small_detector()
     detector.backbone = new()
-    for got, expected in zip(hybrid_rt.load(path)(small_picture()), detector(small_picture()), strict=True):
+    for got, expected in zip(hybrid_rt.load(path)(small_image()), detector(small_image()), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
     assert [file.name for file in tmp_path.iterdir()] == ["detector.pt"]
 
@@ -131,17 +131,17 @@ def test_a_second_swap_leaves_no_trace_of_the_first(fused: Path, tmp_path: Path)
     backbone = new(Backbone())
     hybrid_rt.swap_backbone(first, backbone, second)
     with pytest.raises(AssertionError):
-        torch.testing.assert_close(hybrid_rt.load(first)(small_picture()), hybrid_rt.load(second)(small_picture()))
+        torch.testing.assert_close(hybrid_rt.load(first)(small_image()), hybrid_rt.load(second)(small_image()))
     detector = two_parts()
     detector.backbone = backbone
-    for got, expected in zip(hybrid_rt.load(second)(small_picture()), detector(small_picture()), strict=True):
+    for got, expected in zip(hybrid_rt.load(second)(small_image()), detector(small_image()), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_other_segments_stay_as_they_were(tmp_path: Path) -> None:
     paths = [tmp_path / "detector.pt", tmp_path / "swapped.pt"]
     detector = two_parts()
-    hybrid_rt.convert(detector, (small_picture(),), paths[0], segments=["backbone", "head"], fuse=False)
+    hybrid_rt.convert(detector, (small_image(),), paths[0], segments=["backbone", "head"], fuse=False)
     hybrid_rt.swap_backbone(paths[0], new(), paths[1])
     before, after = (hybrid_rt.inspect(path)["engines"] for path in paths)
     assert after[1] == before[1]
@@ -151,12 +151,12 @@ def test_other_segments_stay_as_they_were(tmp_path: Path) -> None:
 def test_a_small_head_is_swapped_as_well(tmp_path: Path) -> None:
     paths = [tmp_path / "detector.pt", tmp_path / "swapped.pt"]
     detector = two_parts()
-    hybrid_rt.convert(detector, (small_picture(),), paths[0], segments=["head"])
+    hybrid_rt.convert(detector, (small_image(),), paths[0], segments=["head"])
     head = new(type(detector.head)())
     levels = [torch.rand(1, 8, 16, 16), torch.rand(1, 8, 8, 8)]
     hybrid_rt.swap_backbone(paths[0], head, paths[1], example=(levels,))
     detector.head = head
-    torch.testing.assert_close(hybrid_rt.load(paths[1])(small_picture()), detector(small_picture()))
+    torch.testing.assert_close(hybrid_rt.load(paths[1])(small_image()), detector(small_image()))
 
 
 def test_the_manifest_records_the_swap(fused: Path, tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def deeper_demo_backbone(detector: FasterRCNN) -> nn.Module:
 
 @pytest.mark.slow
 def test_the_demo_detector_with_another_backbone_in_python_and_in_cpp(
-    demo_detector: FasterRCNN, demo_image: Tensor, demo_picture: Path, tmp_path: Path
+    demo_detector: FasterRCNN, demo_image: Tensor, demo_image_path: Path, tmp_path: Path
 ) -> None:
     paths = [tmp_path / "digits.pt", tmp_path / "swapped.pt"]
     segments = ["backbone", "rpn.head"]
@@ -224,7 +224,7 @@ def test_the_demo_detector_with_another_backbone_in_python_and_in_cpp(
     torch.testing.assert_close(got["boxes"], expected["boxes"], rtol=1e-3, atol=0.1)
     torch.testing.assert_close(got["scores"], expected["scores"], rtol=1e-3, atol=1e-4)
     program = Path(sys.executable).parent / "hybrid-rt-detect"
-    found = json.loads(succeed(program, paths[1], demo_picture, "--json"))
+    found = json.loads(succeed(program, paths[1], demo_image_path, "--json"))
     assert found["engines"] == {"backbone": "openvino", "rpn.head": "openvino"}
     assert len(found["detections"]) == len(expected["boxes"])
     boxes = torch.tensor([detection["box"] for detection in found["detections"]])
@@ -318,19 +318,19 @@ def test_a_forward_with_other_parameters(fused: Path, tmp_path: Path) -> None:
 
     text = refusal(fused, new(Two()), tmp_path)
     assert (
-        "inputs: expected a forward that takes pictures: 1..3 x 3 x 32..128 x 32..128 float32, got Two.forward "
+        "inputs: expected a forward that takes images: 1..3 x 3 x 32..128 x 32..128 float32, got Two.forward "
         "(missing a required argument: 'y')"
     ) in text
 
 
 def test_an_example_outside_the_ranges(fused: Path, tmp_path: Path) -> None:
     text = refusal(fused, new(), tmp_path, example=torch.rand(1, 3, 16, 32))
-    assert "input 'pictures': expected 1..3 x 3 x 32..128 x 32..128 float32, got 1 x 3 x 16 x 32 float32" in text
+    assert "input 'images': expected 1..3 x 3 x 32..128 x 32..128 float32, got 1 x 3 x 16 x 32 float32" in text
     assert "got 1 x 3 x 32 x 32 float64" in refusal(fused, new(), tmp_path, example=torch.rand(1, 3, 32, 32).double())
 
 
 def test_an_example_inside_the_ranges(fused: Path, tmp_path: Path) -> None:
-    report = hybrid_rt.swap_backbone(fused, new(), tmp_path / "x.pt", example=small_picture(128, 64))
+    report = hybrid_rt.swap_backbone(fused, new(), tmp_path / "x.pt", example=small_image(128, 64))
     assert report.verification is not None
     assert report.verification.passed
 
@@ -367,7 +367,7 @@ def test_a_later_segment_of_an_engine(fused: Path, tmp_path: Path) -> None:
 def test_without_a_torchscript_variant_a_fused_engine_stays(tmp_path: Path) -> None:
     path = tmp_path / "detector.pt"
     segments = ["backbone", "head"]
-    hybrid_rt.convert(two_parts(), (small_picture(),), path, segments=segments, fallback=False)
+    hybrid_rt.convert(two_parts(), (small_image(),), path, segments=segments, fallback=False)
     assert (
         "engine 'backbone+head': expected a TorchScript variant in fp32 in the file, to take its segments from, "
         "got only openvino:fp32. Convert the detector with fallback=True."
@@ -376,7 +376,7 @@ def test_without_a_torchscript_variant_a_fused_engine_stays(tmp_path: Path) -> N
 
 def test_without_a_torchscript_variant_a_single_engine_is_swapped(tmp_path: Path) -> None:
     paths = [tmp_path / "detector.pt", tmp_path / "swapped.pt"]
-    hybrid_rt.convert(small_detector(), (small_picture(),), paths[0], segments="backbone", fallback=False)
+    hybrid_rt.convert(small_detector(), (small_image(),), paths[0], segments="backbone", fallback=False)
     assert hybrid_rt.swap_backbone(paths[0], new(), paths[1]).variants == ["openvino in fp32"]
 
 
@@ -428,7 +428,7 @@ def test_an_altered_file_is_not_extended(single: Path, tmp_path: Path) -> None:
 def test_an_engine_with_other_results_is_not_saved(
     single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = capture_alone(small_detector(), "backbone", [(small_picture(),)])
+    other = capture_alone(small_detector(), "backbone", [(small_image(),)])
     artifact = registry.backend("torchscript").compile(other, "fp32")
     monkeypatch.setattr(store, "get_or_compile", lambda *_: (artifact, False))
     output = tmp_path / "x.pt"

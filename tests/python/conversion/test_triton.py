@@ -45,19 +45,19 @@ def schema() -> Any:
     return module
 
 
-def parsed(folder: Path) -> Any:
+def parsed(directory: Path) -> Any:
     """Parses the configuration. Fails on an unknown field, a wrong type or an invalid enumerator."""
-    return text_format.Parse((folder / "config.pbtxt").read_text(), schema().ModelConfig())
+    return text_format.Parse((directory / "config.pbtxt").read_text(), schema().ModelConfig())
 
 
-def run_by_torch_alone(folder: Path, given: Tensor, at: Path, preload: str) -> subprocess.CompletedProcess[str]:
+def run_by_torch_alone(directory: Path, given: Tensor, at: Path, preload: str) -> subprocess.CompletedProcess[str]:
     """Runs the model as Triton does: torch.jit.load, with the library preloaded. Stores results in ``at``/out.pt."""
     torch.save(given, at / "in.pt")
     code = f"""
 import sys, warnings, torch
 warnings.filterwarnings("ignore")
 with torch.inference_mode():
-    results = torch.jit.load({str(folder / "1" / "model.pt")!r})(torch.load({str(at / "in.pt")!r}))
+    results = torch.jit.load({str(directory / "1" / "model.pt")!r})(torch.load({str(at / "in.pt")!r}))
 assert not any(name.split(".")[0] in ("hybrid_rt", "torchvision") for name in sys.modules)
 torch.save(list(results), {str(at / "out.pt")!r})
 """
@@ -65,16 +65,16 @@ torch.save(list(results), {str(at / "out.pt")!r})
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
 
 
-def found_by_torch_alone(folder: Path, given: Tensor, at: Path) -> dict[str, Tensor]:
+def found_by_torch_alone(directory: Path, given: Tensor, at: Path) -> dict[str, Tensor]:
     """Returns the outputs by their names in the configuration, after checking them against it."""
     # The dynamic linker treats a space as the end of a path, and the environment's directory may contain one.
     site = at / "site"
     if not site.exists():
         site.symlink_to(triton.library().parents[2])
-    done = run_by_torch_alone(folder, given, at, str(site / "hybrid_rt" / "lib" / triton.library().name))
+    done = run_by_torch_alone(directory, given, at, str(site / "hybrid_rt" / "lib" / triton.library().name))
     assert done.returncode == 0, done.stderr
     results = torch.load(at / "out.pt")
-    config = parsed(folder)
+    config = parsed(directory)
     data_type = schema().DataType
     assert len(results) == len(config.output)
     for i, (output, value) in enumerate(zip(config.output, results, strict=True)):
@@ -87,31 +87,31 @@ def found_by_torch_alone(folder: Path, given: Tensor, at: Path) -> dict[str, Ten
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[Tensor]:
+def images() -> list[Tensor]:
     """Returns two images of the same size, with different numbers of boxes."""
-    picture = read_image(sorted((ROOT / "models" / "held_out").glob("*.png"))[0])
-    other = picture.clone()
-    other[:, picture.shape[1] // 2 :] = 0.0
-    return [picture, other]
+    image = read_image(sorted((ROOT / "models" / "held_out").glob("*.png"))[0])
+    other = image.clone()
+    other[:, image.shape[1] // 2 :] = 0.0
+    return [image, other]
 
 
 @pytest.fixture(scope="module")
-def expected(demo_bundle: Path, pictures: list[Tensor]) -> list[dict[str, Tensor]]:
+def expected(demo_bundle: Path, images: list[Tensor]) -> list[dict[str, Tensor]]:
     detector = hybrid_rt.load(demo_bundle)
     with torch.inference_mode():
-        found = [detector([picture])[0] for picture in pictures]
+        found = [detector([image])[0] for image in images]
     assert len(found[0]["boxes"]) != len(found[1]["boxes"])
     return found
 
 
 @pytest.fixture(scope="module")
-def one_picture_bundle(tmp_path_factory: pytest.TempPathFactory, demo_detector: nn.Module) -> Path:
+def one_image_bundle(tmp_path_factory: pytest.TempPathFactory, demo_detector: nn.Module) -> Path:
     """Returns a bundle without a golden sample whose segment takes no batch."""
     path = tmp_path_factory.mktemp("bundles") / "one.pt"
-    picture = read_image(sorted((ROOT / "models" / "held_out").glob("*.png"))[0])
+    image = read_image(sorted((ROOT / "models" / "held_out").glob("*.png"))[0])
     sizes = {"batch": (1, 1), "height": (128, 416), "width": (128, 416)}
     hybrid_rt.convert(
-        demo_detector, ([picture],), path, segments="backbone", engine="torchscript", shapes=sizes, golden=False,
+        demo_detector, ([image],), path, segments="backbone", engine="torchscript", shapes=sizes, golden=False,
         measure=False,
     )  # fmt: skip
     return path
@@ -125,7 +125,7 @@ def test_names_of_any_characters_are_in_the_configuration(tmp_path: Path, demo_b
 
 
 def test_an_image_in_bytes(
-    demo_bundle: Path, pictures: list[Tensor], expected: list[dict[str, Tensor]], tmp_path: Path
+    demo_bundle: Path, images: list[Tensor], expected: list[dict[str, Tensor]], tmp_path: Path
 ) -> None:
     model = triton.export_triton(demo_bundle, tmp_path / "repository", ServingOptions(instances=2, threads=1))
     assert model.folder == tmp_path / "repository" / "digits"
@@ -135,15 +135,15 @@ def test_an_image_in_bytes(
     assert config.input[0].data_type == schema().TYPE_UINT8
     assert (config.instance_group[0].count, config.instance_group[0].kind) == (2, schema().ModelInstanceGroup.KIND_CPU)
     assert config.parameters["INTRA_OP_THREAD_COUNT"].string_value == "1"
-    assert list(config.model_warmup[0].inputs["picture__0"].dims) == [*pictures[0].shape[1:], 3]
+    assert list(config.model_warmup[0].inputs["picture__0"].dims) == [*images[0].shape[1:], 3]
     assert json.loads(config.parameters["class_names"].string_value) == list(digits_detector.CLASS_NAMES)
-    for picture, want in zip(pictures, expected, strict=True):
-        given = (picture * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
+    for image, want in zip(images, expected, strict=True):
+        given = (image * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
         assert_same([want], [found_by_torch_alone(model.folder, given, tmp_path)])
 
 
 def test_a_batch_of_images_in_fp32(
-    demo_bundle: Path, pictures: list[Tensor], expected: list[dict[str, Tensor]], tmp_path: Path
+    demo_bundle: Path, images: list[Tensor], expected: list[dict[str, Tensor]], tmp_path: Path
 ) -> None:
     model = triton.export_triton(
         demo_bundle, tmp_path, ServingOptions(input_type="fp32", max_batch=4, max_delay_ms=2.5), name="batched"
@@ -152,7 +152,7 @@ def test_a_batch_of_images_in_fp32(
     assert (config.name, config.max_batch_size) == ("batched", 4)
     assert config.dynamic_batching.max_queue_delay_microseconds == 2500
     assert [(entry.name, list(entry.dims)) for entry in config.input] == [("picture__0", [3, -1, -1])]
-    found = found_by_torch_alone(model.folder, torch.stack(pictures), tmp_path)
+    found = found_by_torch_alone(model.folder, torch.stack(images), tmp_path)
     counts = found.pop("counts").flatten().tolist()
     assert counts == [len(want["boxes"]) for want in expected]
     for i, (want, count) in enumerate(zip(expected, counts, strict=True)):
@@ -160,11 +160,9 @@ def test_a_batch_of_images_in_fp32(
         assert not any(value[i, count:].any() for value in found.values())  # the padding
 
 
-def test_without_the_library_torch_says_what_it_lacks(
-    demo_bundle: Path, pictures: list[Tensor], tmp_path: Path
-) -> None:
+def test_without_the_library_torch_says_what_it_lacks(demo_bundle: Path, images: list[Tensor], tmp_path: Path) -> None:
     model = triton.export_triton(demo_bundle, tmp_path, ServingOptions(input_type="fp32"))
-    done = run_by_torch_alone(model.folder, pictures[0], tmp_path, "")
+    done = run_by_torch_alone(model.folder, images[0], tmp_path, "")
     assert done.returncode != 0
     assert "Unknown type name '__torch__.torch.classes.hybrid_rt.Engine'" in done.stderr
 
@@ -172,11 +170,11 @@ def test_without_the_library_torch_says_what_it_lacks(
 class Stub(nn.Module):
     """Finds a number of objects given by the image's first pixel, with masks and keypoints."""
 
-    def forward(self, pictures: list[Tensor]) -> list[dict[str, Tensor]]:
+    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
         found: list[dict[str, Tensor]] = []
-        for picture in pictures:
-            count = int(picture[0, 0, 0] * 255)
-            height, width = picture.shape[1], picture.shape[2]
+        for image in images:
+            count = int(image[0, 0, 0] * 255)
+            height, width = image.shape[1], image.shape[2]
             found.append(
                 {
                     "boxes": torch.ones(count, 4),
@@ -215,17 +213,17 @@ def test_an_image_without_detections_is_not_an_error() -> None:
 
 
 def test_an_existing_model_is_replaced_only_on_request(demo_bundle: Path, tmp_path: Path) -> None:
-    folder = triton.export_triton(demo_bundle, tmp_path).folder
-    (folder / "mine").touch()
+    directory = triton.export_triton(demo_bundle, tmp_path).folder
+    (directory / "mine").touch()
     with pytest.raises(
         OptionError, match=r"the model .*/digits: expected a new directory, got an existing one\. .*--force"
     ):
         triton.export_triton(demo_bundle, tmp_path, ServingOptions(max_batch=2))
-    assert (folder / "mine").exists()
+    assert (directory / "mine").exists()
     triton.export_triton(demo_bundle, tmp_path, ServingOptions(max_batch=2), force=True)
-    assert parsed(folder).max_batch_size == 2
+    assert parsed(directory).max_batch_size == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["digits"]
-    assert sorted(path.name for path in folder.rglob("*")) == ["1", "config.pbtxt", "model.pt"]
+    assert sorted(path.name for path in directory.rglob("*")) == ["1", "config.pbtxt", "model.pt"]
 
 
 def test_a_directory_that_cannot_be_written_leaves_nothing(demo_bundle: Path, tmp_path: Path) -> None:
@@ -238,7 +236,7 @@ def test_a_directory_that_cannot_be_written_leaves_nothing(demo_bundle: Path, tm
 def test_a_rename_that_fails_leaves_the_old_model(
     demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = triton.export_triton(demo_bundle, tmp_path).folder
+    directory = triton.export_triton(demo_bundle, tmp_path).folder
     rename = Path.rename
 
     def fail_for_the_new(self: Path, target: Path) -> Path:
@@ -249,23 +247,21 @@ def test_a_rename_that_fails_leaves_the_old_model(
     monkeypatch.setattr(Path, "rename", fail_for_the_new)
     with pytest.raises(BundleError, match="got No space left on device"):
         triton.export_triton(demo_bundle, tmp_path, ServingOptions(max_batch=2), force=True)
-    assert parsed(folder).max_batch_size == 0
+    assert parsed(directory).max_batch_size == 0
     assert [path.name for path in tmp_path.iterdir()] == ["digits"]
 
 
-def test_a_batch_that_the_bundle_does_not_take(
-    one_picture_bundle: Path, pictures: list[Tensor], tmp_path: Path
-) -> None:
+def test_a_batch_that_the_bundle_does_not_take(one_image_bundle: Path, images: list[Tensor], tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"max_batch=2: expected a batch that .*expected 1x3x128"):
-        triton.export_triton(one_picture_bundle, tmp_path, ServingOptions(max_batch=2), image=pictures[0])
+        triton.export_triton(one_image_bundle, tmp_path, ServingOptions(max_batch=2), image=images[0])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_bundle_without_a_golden_sample_needs_an_image(one_picture_bundle: Path, tmp_path: Path) -> None:
+def test_a_bundle_without_a_golden_sample_needs_an_image(one_image_bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"the test image: .*--image FILE"):
-        triton.export_triton(one_picture_bundle, tmp_path)
+        triton.export_triton(one_image_bundle, tmp_path)
     with pytest.raises(VerificationError, match="expected an image with detections, got no box"):
-        triton.export_triton(one_picture_bundle, tmp_path, image=torch.zeros(3, 255, 335))
+        triton.export_triton(one_image_bundle, tmp_path, image=torch.zeros(3, 255, 335))
 
 
 def test_a_model_with_other_boxes_is_not_written(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import hybrid_rt
 from capture.test_fused import Detector
 from helpers.bundle_surgery import run_python, save_with_backends, small_artifact
-from helpers.small_detectors import small_detector, small_picture
+from helpers.small_detectors import small_detector, small_image
 from hybrid_rt import BackendError, InputError, OptionError, VerificationError
 from hybrid_rt.backends import registry
 from hybrid_rt.backends.base import Backend
@@ -31,7 +31,7 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns the small detector with a TorchScript backbone only."""
     path = tmp_path_factory.mktemp("bank") / "single.pt"
     hybrid_rt.convert(
-        small_detector(), (small_picture(),), path, segments="backbone", engine="torchscript", measure=False
+        small_detector(), (small_image(),), path, segments="backbone", engine="torchscript", measure=False
     )
     return path
 
@@ -57,9 +57,9 @@ def assert_same(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None
 
 def test_a_variant_is_added_without_the_detectors_code(single: Path, bank: Path) -> None:
     assert variants_of(bank) == ["openvino:fp32", "torchscript:fp32"]
-    picture = small_picture()
+    image = small_image()
     for backend in BOTH:
-        assert_same(hybrid_rt.load(bank, backend=backend)(picture), small_detector()(picture))
+        assert_same(hybrid_rt.load(bank, backend=backend)(image), small_detector()(image))
     assert hybrid_rt.verify_golden(bank).passed
     kept = {"detector", "versions", "head", "verification", "golden"}
     before, after = hybrid_rt.inspect(single), hybrid_rt.inspect(bank)
@@ -148,12 +148,12 @@ def test_both_segments_of_a_fused_engine_get_the_variant(tmp_path: Path) -> None
         detector = Detector().requires_grad_(False).eval()
     path = tmp_path / "fused.pt"
     hybrid_rt.convert(
-        detector, (small_picture(),), path, segments=["backbone", "head"], engine="torchscript", measure=False
+        detector, (small_image(),), path, segments=["backbone", "head"], engine="torchscript", measure=False
     )
     report = hybrid_rt.add_variant(path, "openvino", first=True, segment="head")
     assert report.variants == {"backbone+head": ["openvino:fp32", "torchscript:fp32"]}
     module = hybrid_rt.load(path, strict=True)
-    found, expected = module(small_picture()), detector(small_picture())
+    found, expected = module(small_image()), detector(small_image())
     for got, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3)
 
@@ -183,7 +183,7 @@ def test_a_variant_with_other_results_is_not_added(
     other = small_detector()
     for parameter in other.parameters():
         parameter.mul_(1.5)
-    program = capture_alone(other, "backbone", [(small_picture(),)])
+    program = capture_alone(other, "backbone", [(small_image(),)])
     wrong: Artifact = registry.backend("openvino").compile(program, "fp32")
     monkeypatch.setattr(store, "get_or_compile", lambda *_: (wrong, False))
     path = tmp_path / "x.pt"
@@ -195,7 +195,7 @@ def test_a_variant_with_other_results_is_not_added(
 
 def test_without_a_torchscript_variant_nothing_can_be_added(tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
-    hybrid_rt.convert(small_detector(), (small_picture(),), path, segments="backbone", fallback=False, measure=False)
+    hybrid_rt.convert(small_detector(), (small_image(),), path, segments="backbone", fallback=False, measure=False)
     with pytest.raises(OptionError, match=r"expected a TorchScript variant in fp32 in the file.*fallback=True"):
         hybrid_rt.add_variant(path, "openvino:bf16")
 
@@ -222,7 +222,7 @@ def test_one_conversion_makes_a_bank_with_a_precision_per_engine(tmp_path: Path)
     path = tmp_path / "x.pt"
     result = hybrid_rt.convert(
         small_detector(),
-        (small_picture(),),
+        (small_image(),),
         path,
         segments="backbone",
         engine=["openvino:bf16", "openvino", "torchscript"],
@@ -237,7 +237,7 @@ def test_one_conversion_makes_a_bank_with_a_precision_per_engine(tmp_path: Path)
 @pytest.mark.slow
 def test_the_fastest_first_aot_inductor_among_them(tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
-    hybrid_rt.convert(small_detector(), (small_picture(),), path, segments="backbone", engine="fastest", measure=False)
+    hybrid_rt.convert(small_detector(), (small_image(),), path, segments="backbone", engine="fastest", measure=False)
     available = {info.name for info in hybrid_rt.backends() if info.available and "fp32" in info.precisions} - {"tvm"}
     assert {name.split(":")[0] for name in variants_of(path)} == available
 
@@ -266,11 +266,11 @@ def test_the_fastest_is_taken_of_those_that_compile(
     path = tmp_path / "x.pt"
     text = rf"hybrid_rt\[{broken}\]: segment: expected a segment, got none. Try it. The engine is skipped."
     with pytest.warns(RuntimeWarning, match=text):
-        hybrid_rt.convert(small_detector(), (small_picture(),), path, segments="backbone", measure=False, **options)
+        hybrid_rt.convert(small_detector(), (small_image(),), path, segments="backbone", measure=False, **options)
     assert variants_of(path) == [f"{left}:fp32"]
     for strict in (False, True):
         with pytest.warns(RuntimeWarning, match=text):
-            segment = hybrid_rt.compile_segment(small_detector().backbone, small_picture(), strict=strict, **options)
+            segment = hybrid_rt.compile_segment(small_detector().backbone, small_image(), strict=strict, **options)
         assert segment.running()["backend"] == left
 
 
@@ -281,11 +281,9 @@ def test_the_fastest_of_none_is_an_error_with_every_reason(tmp_path: Path, monke
         r"  hybrid_rt\[openvino\]: .* Try it\.\n  hybrid_rt\[torchscript\]: .* Try it\.\n"
     )
     with pytest.raises(BackendError, match=rf"hybrid_rt\[convert\]: {reasons}"):
-        hybrid_rt.convert(
-            small_detector(), (small_picture(),), tmp_path / "x.pt", segments="backbone", engine="fastest"
-        )
+        hybrid_rt.convert(small_detector(), (small_image(),), tmp_path / "x.pt", segments="backbone", engine="fastest")
     with pytest.raises(BackendError, match=rf"hybrid_rt\[compile_segment\]: {reasons}"):
-        hybrid_rt.compile_segment(small_detector().backbone, small_picture(), engine="fastest")
+        hybrid_rt.compile_segment(small_detector().backbone, small_image(), engine="fastest")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -308,8 +306,8 @@ def test_bytes_that_do_not_run_are_not_kept(tmp_path: Path) -> None:
             super().__init__()
             self.backbone = nn.Sequential(nn.Conv2d(3, 64, 3), *(nn.Conv2d(64, 4096, 3), nn.Conv2d(4096, 64, 3)))
 
-        def forward(self, pictures: Tensor) -> Tensor:
-            return self.backbone(pictures).mean(dim=(2, 3))
+        def forward(self, images: Tensor) -> Tensor:
+            return self.backbone(images).mean(dim=(2, 3))
 
     paths = [tmp_path / "one.pt", tmp_path / "three.pt"]
     engines = [["torchscript"], ["torchscript", "openvino", "openvino:bf16"]]
@@ -339,10 +337,10 @@ def test_a_loaded_module_switches_engines_and_can_be_saved(bank: Path, tmp_path:
     copy.write_bytes(bank.read_bytes())
     module = hybrid_rt.load(copy, backend="torchscript")
     copy.unlink()  # the file stays open
-    expected = module(small_picture())
+    expected = module(small_image())
     hybrid_rt.bundle.archive.save(module, tmp_path / "saved.pt", hybrid_rt.bundle.archive.read_manifest(bank))
     again = hybrid_rt.load(tmp_path / "saved.pt", backend="openvino")
-    assert_same(again(small_picture()), expected)
+    assert_same(again(small_image()), expected)
 
 
 # Loading
@@ -363,7 +361,7 @@ def test_strict_is_an_error_where_the_first_variant_cannot_run(tmp_path: Path) -
 
 def test_sizes_are_warmed_up(bank: Path) -> None:
     module = hybrid_rt.load(bank, warm_up=[(32, 32)])
-    assert_same(module(small_picture()), small_detector()(small_picture()))
+    assert_same(module(small_image()), small_detector()(small_image()))
     with pytest.raises(OptionError, match=r"warm_up at 5x7: expected the detector to run, got "):
         hybrid_rt.load(bank, warm_up=[(5, 7)])
     with pytest.raises(OptionError, match=r"expected \(height, width\) of at least 1, got \(0, 7\)"):
@@ -383,7 +381,7 @@ def test_trust_in_signatures_needs_a_key(bank: Path) -> None:
 def with_requirements(path: Path, **requirements: str) -> Path:
     from dataclasses import replace
 
-    program = capture_alone(small_detector(), "backbone", [(small_picture(),)])
+    program = capture_alone(small_detector(), "backbone", [(small_image(),)])
     artifacts = []
     for name in BOTH:
         made = registry.backend(name).compile(program, "fp32")
@@ -436,10 +434,10 @@ def test_a_segment_without_torchscript(bank: Path) -> None:
     segment = hybrid_rt.open_engine(bank, "backbone")
     assert "openvino" in segment.description
     assert [variant.chosen for variant in segment.variants] == [True, False]
-    expected = small_detector().backbone(small_picture())
-    assert_same(tuple(segment(small_picture())), tuple(expected.values()))
-    with pytest.raises(InputError, match="engine 'backbone', input 'pictures': expected float32, got float64"):
-        segment(small_picture().double())
+    expected = small_detector().backbone(small_image())
+    assert_same(tuple(segment(small_image())), tuple(expected.values()))
+    with pytest.raises(InputError, match="engine 'backbone', input 'images': expected float32, got float64"):
+        segment(small_image().double())
     with pytest.raises(OptionError, match="engine: expected one of backbone, got 'neck'"):
         hybrid_rt.open_engine(bank, "neck")
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.ops import nms
 
 import hybrid_rt
-from helpers.small_detectors import small_picture
+from helpers.small_detectors import small_image
 from hybrid_rt import BackendError, OptionError
 from hybrid_rt.backends import registry
 from hybrid_rt.common.tensor_tree import tensors_in
@@ -136,12 +136,12 @@ def made(detector: nn.Module) -> nn.Module:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         detector = type(detector)()
-        detector(small_picture())
+        detector(small_image())
     return detector.requires_grad_(False).eval()
 
 
 def converted(detector: nn.Module, path: Path, **options: Any) -> tuple[Any, Any]:
-    report = hybrid_rt.convert(detector, (small_picture(),), path, **{**OPTIONS, **options}).report
+    report = hybrid_rt.convert(detector, (small_image(),), path, **{**OPTIONS, **options}).report
     return hybrid_rt.load(path), report
 
 
@@ -182,9 +182,9 @@ def test_a_detector_of_only_tensors_is_one_engine(
 @pytest.mark.slow
 def test_the_optional_arguments_stay_and_are_checked(tmp_path: Path) -> None:
     hybrid, _ = converted(made(DetrLike()), tmp_path / "a.pt")
-    hybrid(small_picture(), pixel_mask=None)
+    hybrid(small_image(), pixel_mask=None)
     with pytest.raises(torch.jit.Error, match=r"hybrid_rt\[head\]: pixel_mask: expected None, as in the example"):
-        hybrid(small_picture(), torch.ones(1, 32, 32))
+        hybrid(small_image(), torch.ones(1, 32, 32))
 
 
 @pytest.mark.slow
@@ -238,18 +238,18 @@ def is_whole(detector: nn.Module, example: tuple[Any, ...], tmp_path: Path, **op
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [WithNms, Counted])
 def test_a_detector_that_cannot_be_one_engine_is_not_tried_as_one(kind: type[nn.Module], tmp_path: Path) -> None:
-    assert not is_whole(made(kind()), (small_picture(),), tmp_path)
+    assert not is_whole(made(kind()), (small_image(),), tmp_path)
 
 
 def test_a_list_of_images_stays_one_of_any_length(tmp_path: Path) -> None:
-    assert not is_whole(made(Lists()), ([small_picture()[0]],), tmp_path, head="trace")
+    assert not is_whole(made(Lists()), ([small_image()[0]],), tmp_path, head="trace")
 
 
 @pytest.mark.parametrize(
     "options", [{"fuse": False}, {"segments": ["down"]}, {"engine": ["torchscript:bf16"]}, {"verify": False}]
 )
 def test_the_whole_is_left_alone_where_pieces_are_asked_for(options: dict[str, Any], tmp_path: Path) -> None:
-    assert not is_whole(made(UNet()), (small_picture(),), tmp_path, **options, head="trace")
+    assert not is_whole(made(UNet()), (small_image(),), tmp_path, **options, head="trace")
 
 
 @pytest.mark.slow
@@ -279,7 +279,7 @@ def test_weights_that_are_in_no_submodule_are_in_the_whole(tmp_path: Path) -> No
     detector = made(Functional())
     hybrid, report = converted(detector, tmp_path / "a.pt")
     assert [engine.name for engine in report.engines] == ["Functional"]
-    torch.testing.assert_close(hybrid(small_picture()), detector(small_picture()), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(hybrid(small_image()), detector(small_image()), rtol=1e-3, atol=1e-4)
     with pytest.raises(OptionError, match="a submodule that takes at least 1% of the work"):
         converted(detector, tmp_path / "b.pt", fuse=False)
 
@@ -305,7 +305,7 @@ def test_an_engine_that_refuses_the_whole_gets_the_pieces(monkeypatch: pytest.Mo
     [given_up] = report.given_up
     assert given_up.what == "one engine for the whole UNet"
     assert "hybrid_rt[openvino]: segment 'UNet': expected what it knows, got another." in given_up.reason
-    torch.testing.assert_close(hybrid(small_picture())[0], detector(small_picture())[0], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(hybrid(small_image())[0], detector(small_image())[0], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -331,7 +331,7 @@ def test_a_whole_engine_with_other_boxes_is_replaced_by_pieces(monkeypatch: pyte
     assert "UNet" not in [engine.name for engine in report.engines]
     [given_up] = report.given_up
     assert "relative error" in given_up.reason
-    torch.testing.assert_close(hybrid(small_picture())[0], made(UNet())(small_picture())[0], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(hybrid(small_image())[0], made(UNet())(small_image())[0], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -349,7 +349,7 @@ def test_the_cut_of_a_detector_does_not_depend_on_the_clock(monkeypatch: pytest.
         for _ in range(3):
             detector = made(kind())
             report = hybrid_rt.convert(
-                detector, (small_picture(),), tmp_path / "a.pt", engine="torchscript", measure=False
+                detector, (small_image(),), tmp_path / "a.pt", engine="torchscript", measure=False
             ).report
             names.add(tuple(engine.name for engine in report.engines))
         assert len(names) == 1

@@ -18,17 +18,17 @@ pytestmark = pytest.mark.slow
 def test_it_answers_each_image_in_order(tmp_path: Path, demo_bundle: Path, demo_images: list[Tensor]) -> None:
     program = build_project(TESTS.parent / "examples" / "embedding", tmp_path / "build") / "embedding"
     module = hybrid_rt.load(demo_bundle)
-    pictures, expected = [], []
+    images, expected = [], []
     for i, image in enumerate(demo_images):
         path = tmp_path / f"{i}.ppm"
         Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy()).save(path)
         (found,) = module([image])
-        pictures.append(path)
+        images.append(path)
         best = digits_detector.CLASS_NAMES[found["labels"][0]]
         expected.append(
             (f"{path}: {len(found['labels'])} objects, best {best} ", float(found["scores"][0])),
         )
-    done = run(program, demo_bundle, *pictures)
+    done = run(program, demo_bundle, *images)
     assert done.returncode == 0, done.stderr
     for line, (start, score) in zip(done.stdout.splitlines(), expected, strict=True):
         assert line.startswith(start)

@@ -14,7 +14,7 @@ import yaml
 
 from helpers.paths import ROOT
 
-FOLDER = ROOT / "examples" / "kubernetes"
+DIRECTORY = ROOT / "examples" / "kubernetes"
 VERSIONS = ("1.30", kubernetes_validate.latest_version())
 CUSTOM = {"RayService"}  # not a Kubernetes kind; its parts are checked
 
@@ -23,13 +23,13 @@ def documents(path: Path) -> list[dict[str, Any]]:
     return list(yaml.safe_load_all(path.read_text()))
 
 
-SERVE = {document["kind"]: document for document in documents(FOLDER / "hybrid-rt-serve.yaml")}
-RAY = documents(FOLDER / "ray-service.yaml")[0]
+SERVE = {document["kind"]: document for document in documents(DIRECTORY / "hybrid-rt-serve.yaml")}
+RAY = documents(DIRECTORY / "ray-service.yaml")[0]
 POD = SERVE["Deployment"]["spec"]["template"]["spec"]
 CONTAINER = POD["containers"][0]
 ALL = [
     pytest.param(document, id=f"{path.name}-{document['kind']}")
-    for path in sorted(FOLDER.glob("*.yaml"))
+    for path in sorted(DIRECTORY.glob("*.yaml"))
     for document in documents(path)
     if document["kind"] not in CUSTOM
 ]

@@ -125,11 +125,11 @@ def wait_for(port: int, process: subprocess.Popen[str]) -> None:
     pytest.fail("nginx did not listen")
 
 
-def test_detections_through_tls_are_those_of_the_service(proxy: Proxy, demo_picture: Path) -> None:
-    picture = demo_picture.read_bytes()
-    status, body = proxy.request("/v1/detect", picture, {"Content-Type": "image/png"})
+def test_detections_through_tls_are_those_of_the_service(proxy: Proxy, demo_image_path: Path) -> None:
+    image = demo_image_path.read_bytes()
+    status, body = proxy.request("/v1/detect", image, {"Content-Type": "image/png"})
     assert status == 200, body
-    assert json.loads(body)["pictures"] == proxy.server.detect(picture).json()["pictures"]
+    assert json.loads(body)["pictures"] == proxy.server.detect(image).json()["pictures"]
 
 
 def test_a_client_without_the_certificate_is_refused(proxy: Proxy) -> None:
@@ -141,9 +141,11 @@ def test_a_client_without_the_certificate_is_refused(proxy: Proxy) -> None:
 @pytest.mark.parametrize(
     ("origin", "status"), [(f"https://{NAME}", 200), ("https://attacker.example", 403), ("null", 403)]
 )
-def test_the_page_is_of_the_name_that_clients_use(proxy: Proxy, demo_picture: Path, origin: str, status: int) -> None:
+def test_the_page_is_of_the_name_that_clients_use(
+    proxy: Proxy, demo_image_path: Path, origin: str, status: int
+) -> None:
     headers = {"Content-Type": "image/png", "Origin": origin}
-    assert proxy.request("/v1/detect", demo_picture.read_bytes(), headers)[0] == status
+    assert proxy.request("/v1/detect", demo_image_path.read_bytes(), headers)[0] == status
 
 
 @pytest.mark.parametrize(

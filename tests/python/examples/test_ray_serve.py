@@ -28,16 +28,16 @@ from hybrid_rt.common.images import read_image
 pytestmark = [pytest.mark.slow, pytest.mark.service]
 
 PROCESS_FILES = ("cmdline", "environ")
-PICTURES = sorted((ROOT / "models" / "held_out").glob("*.png"))[:4]
+IMAGES = sorted((ROOT / "models" / "held_out").glob("*.png"))[:4]
 
 
 @pytest.fixture(scope="module")
-def one_picture_bundle(tmp_path_factory: pytest.TempPathFactory, demo_detector: nn.Module) -> Path:
+def one_image_bundle(tmp_path_factory: pytest.TempPathFactory, demo_detector: nn.Module) -> Path:
     """Returns a bundle whose segment takes no batch."""
     path = tmp_path_factory.mktemp("bundles") / "one.pt"
     hybrid_rt.convert(
         demo_detector,
-        ([read_image(PICTURES[0])],),
+        ([read_image(IMAGES[0])],),
         path,
         segments="backbone",
         engine="torchscript",
@@ -54,7 +54,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def processes_of(folder: str, token: str) -> list[str]:
+def processes_of(directory: str, token: str) -> list[str]:
     """Returns the command lines of processes that name Ray's directory or inherited the token: servers and workers."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
@@ -62,17 +62,17 @@ def processes_of(folder: str, token: str) -> list[str]:
             command, environment = ((process / name).read_bytes().decode(errors="replace") for name in PROCESS_FILES)
         except OSError:  # it has ended, or belongs to another user
             continue
-        if folder in command or token in environment:
+        if directory in command or token in environment:
             found.append(command.replace("\0", " "))
     return found
 
 
 @pytest.fixture(scope="module")
-def seen(demo_bundle: Path, one_picture_bundle: Path) -> Iterator[dict[str, Any]]:
+def seen(demo_bundle: Path, one_image_bundle: Path) -> Iterator[dict[str, Any]]:
     """Returns the scenario's observations. Its directory has a short name, as Ray's sockets require."""
-    folder = tempfile.mkdtemp(prefix="ray")
+    directory = tempfile.mkdtemp(prefix="ray")
     command = [sys.executable, Path(__file__).parents[1] / "helpers" / "ray_serve_scenario.py"]
-    command += [demo_bundle, one_picture_bundle, str(free_port()), folder, *PICTURES]
+    command += [demo_bundle, one_image_bundle, str(free_port()), directory, *IMAGES]
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
@@ -84,17 +84,17 @@ def seen(demo_bundle: Path, one_picture_bundle: Path) -> Iterator[dict[str, Any]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
         assert done.returncode == 0, done.stderr
         result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        result["left"] = processes_of(folder, environment["RAY_AUTH_TOKEN"])
+        result["left"] = processes_of(directory, environment["RAY_AUTH_TOKEN"])
         yield result
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
 def expected(demo_bundle: Path) -> list[dict[str, torch.Tensor]]:
     detector = hybrid_rt.load(demo_bundle, threads=1)
     with torch.inference_mode():
-        return [detector([read_image(path)])[0] for path in PICTURES]
+        return [detector([read_image(path)])[0] for path in IMAGES]
 
 
 def assert_entry(entry: dict[str, Any], want: dict[str, torch.Tensor], tolerance: float) -> None:
@@ -114,11 +114,11 @@ def test_no_request_is_lost_when_a_replica_is_killed(
     kill = seen["kill"]
     assert len(kill["answers"]) == 60
     assert kill["retried"] >= 1  # the killed replica had requests, which the client retried
-    assert {picture for picture, _ in kill["answers"]} == set(range(len(PICTURES)))
-    for picture, answer in kill["answers"]:
+    assert {image for image, _ in kill["answers"]} == set(range(len(IMAGES)))
+    for image, answer in kill["answers"]:
         assert answer["engines"] == {"backbone": "openvino"}
         assert set(answer["timing_ms"]) == {"queue", "decode", "run", "total"}
-        assert_entry(answer["pictures"][0], expected[picture], 1e-3)
+        assert_entry(answer["pictures"][0], expected[image], 1e-3)
 
 
 def test_a_killed_replica_is_replaced(seen: dict[str, Any]) -> None:
@@ -134,8 +134,8 @@ def test_boxes_of_batches_are_those_of_single_images(
 ) -> None:
     assert 2 <= seen["largest batch"] <= 4
     assert len(seen["batched"]) >= 8
-    for picture, answer in seen["batched"]:
-        assert_entry(answer["pictures"][0], expected[picture], 0.05)
+    for image, answer in seen["batched"]:
+        assert_entry(answer["pictures"][0], expected[image], 0.05)
 
 
 def test_more_replicas_come_while_requests_wait(seen: dict[str, Any]) -> None:
@@ -150,7 +150,7 @@ def test_a_batch_that_the_bundle_does_not_take_fails_at_the_start(seen: dict[str
 def test_a_handle_gives_the_image_s_entry(seen: dict[str, Any]) -> None:
     entry = seen["by handle"]
     assert entry == seen["min_score"]["pictures"][0]
-    assert (entry["height"], entry["width"]) == tuple(read_image(PICTURES[0]).shape[1:])
+    assert (entry["height"], entry["width"]) == tuple(read_image(IMAGES[0]).shape[1:])
     scores = [detection["score"] for detection in entry["detections"]]
     assert 0 < len(scores) < len(seen["kill"]["answers"][0][1]["pictures"][0]["detections"])
     assert min(scores) >= 0.5
@@ -160,7 +160,7 @@ def test_a_handle_gives_the_image_s_entry(seen: dict[str, Any]) -> None:
     ("name", "status", "text"),
     [
         ("text", 415, "got 'text/plain'"),
-        ("no picture", 422, "expected a JPEG or PNG, got something else"),
+        ("no image", 422, "expected a JPEG or PNG, got something else"),
         ("truncated", 422, "expected a JPEG or PNG, got image file is truncated"),
         ("empty", 400, "got an empty body"),
         ("too large", 413, "expected at most 2.0 MB, got 3.0"),
@@ -220,7 +220,7 @@ DONE = (200, "application/json", b'{"pictures": []}')
 def ask(server: HTTPServer, replies: list[tuple[int, str, bytes]], tries: int = 8) -> tuple[dict[str, Any], int]:
     server.replies = replies  # type: ignore[attr-defined]
     url = f"http://127.0.0.1:{server.server_port}/v1/detect"
-    return client.detect(url, b"picture", tries=tries, wait_s=0.01)
+    return client.detect(url, b"image", tries=tries, wait_s=0.01)
 
 
 def test_the_client_retries_what_another_replica_may_answer(server: HTTPServer) -> None:
@@ -230,8 +230,8 @@ def test_the_client_retries_what_another_replica_may_answer(server: HTTPServer) 
 
 @pytest.mark.parametrize("status", [400, 415, 422, 500])
 def test_the_client_does_not_retry_refusals_of_the_application(server: HTTPServer, status: int) -> None:
-    refused = (status, "application/problem+json", b'{"detail": "no picture"}')
-    with pytest.raises(client.Failed, match=f"^{status}: .*no picture"):
+    refused = (status, "application/problem+json", b'{"detail": "no image"}')
+    with pytest.raises(client.Failed, match=f"^{status}: .*no image"):
         ask(server, [refused, DONE])
     assert server.replies == [DONE]  # type: ignore[attr-defined]
 

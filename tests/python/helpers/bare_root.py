@@ -74,8 +74,8 @@ needs_bare_root = pytest.mark.skipif(bool(_why_no_bare_root()), reason=_why_no_b
 def make_bare_root(root: Path) -> None:
     """Fills an empty directory with glibc's libraries and busybox."""
     root.chmod(0o755)  # for users other than root
-    for folder in ("bin", "opt", "proc", "sys", "tmp"):
-        (root / folder).mkdir()
+    for directory in ("bin", "opt", "proc", "sys", "tmp"):
+        (root / directory).mkdir()
     shutil.copy(str(shutil.which("busybox")), root / "bin" / "busybox")
     subprocess.run(["chroot", root, "/bin/busybox", "--install", "-s", "/bin"], check=True)
     listed = subprocess.run(["dpkg-query", "-L", "libc6"], capture_output=True, text=True, check=True).stdout

@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 import hybrid_rt
-from helpers.small_detectors import small_detector, small_picture
+from helpers.small_detectors import small_detector, small_image
 from hybrid_rt.backends import registry
 from hybrid_rt.bundle import archive as bundle
 from hybrid_rt.bundle.blob_table import pack
@@ -114,7 +114,7 @@ def save_with_backends(path: Path, variants: Sequence[str | Artifact]) -> Path:
     A name stands for TorchScript's artifact, labelled as that backend's; an artifact is used unchanged.
     """
     detector = small_detector()
-    program = capture_alone(detector, "backbone", [(small_picture(),)])
+    program = capture_alone(detector, "backbone", [(small_image(),)])
     artifact = registry.backend("torchscript").compile(program, "fp32")
     artifacts = [
         replace(artifact, spec=replace(artifact.spec, backend=variant)) if isinstance(variant, str) else variant
@@ -138,7 +138,7 @@ def save_with_torchscript(path: Path, detector: nn.Module, inputs: tuple[Any, ..
 def small_artifact() -> Artifact:
     """Returns TorchScript's artifact of the small detector's backbone."""
     detector = small_detector()
-    program = capture_alone(detector, "backbone", [(small_picture(),)])
+    program = capture_alone(detector, "backbone", [(small_image(),)])
     return registry.backend("torchscript").compile(program, "fp32")
 
 

@@ -55,26 +55,26 @@ def build_project(project: Path, build: Path) -> Path:
     return build
 
 
-def picture_arguments(image: Tensor, path: Path) -> tuple[str, str, str]:
+def image_arguments(image: Tensor, path: Path) -> tuple[str, str, str]:
     """Returns an image as the programs' arguments: a raw file, which is written to `path`, height, width."""
     path.write_bytes(image.contiguous().numpy().tobytes())
     return str(path), str(image.shape[1]), str(image.shape[2])
 
 
-def run_any_detector(program: Path, bundle: Path, pictures: Sequence[Tensor], folder: Path) -> dict[str, list[float]]:
+def run_any_detector(program: Path, bundle: Path, images: Sequence[Tensor], directory: Path) -> dict[str, list[float]]:
     """Runs tests/downstream's any_detector, and returns the values of each tensor that it finds, by position.
 
     Args:
         program: The built program.
         bundle: The bundle.
-        pictures: Images, [C, H, W] each if passed as a list, or [1, C, H, W] each if passed as separate arguments.
-        folder: Directory for the images' files.
+        images: Images, [C, H, W] each if passed as a list, or [1, C, H, W] each if passed as separate arguments.
+        directory: Directory for the images' files.
     """
-    mode = "list" if pictures[0].dim() == 3 else "batches"
+    mode = "list" if images[0].dim() == 3 else "batches"
     words = []
-    for i, picture in enumerate(pictures):
-        path = folder / f"{i}.raw"
-        path.write_bytes(picture.contiguous().numpy().tobytes())
-        words += [str(path), *(str(size) for size in picture.shape[-3:])]
+    for i, image in enumerate(images):
+        path = directory / f"{i}.raw"
+        path.write_bytes(image.contiguous().numpy().tobytes())
+        words += [str(path), *(str(size) for size in image.shape[-3:])]
     lines = [line.split() for line in succeed(program, bundle, mode, *words).splitlines()]
     return {place: [float(word) for word in values] for place, *values in lines}

@@ -13,6 +13,6 @@ class Found(NamedTuple):
 
 
 class GreekFields(SmallDetector):
-    def forward(self, pictures: Tensor) -> Found:
-        boxes, scores, _ = self.detect(self.backbone(pictures)["coarse"])
+    def forward(self, images: Tensor) -> Found:
+        boxes, scores, _ = self.detect(self.backbone(images)["coarse"])
         return Found(boxes, scores)

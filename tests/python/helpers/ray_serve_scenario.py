@@ -23,11 +23,11 @@ from ray import serve
 from examples.ray_serve.client import detect
 from examples.ray_serve.detector_app import Options, app
 
-MODEL, ONE_PICTURE_MODEL, PORT, FOLDER = sys.argv[1:5]
-PICTURES = [Path(name) for name in sys.argv[5:]]
+MODEL, ONE_IMAGE_MODEL, PORT, DIRECTORY = sys.argv[1:5]
+IMAGES = [Path(name) for name in sys.argv[5:]]
 URL = f"http://127.0.0.1:{PORT}/v1/detect"
 CLIENTS = 8
-SIZES = ",".join("{1}x{0}".format(*Image.open(path).size) for path in PICTURES[:2])  # the sizes of the batched images
+SIZES = ",".join("{1}x{0}".format(*Image.open(path).size) for path in IMAGES[:2])  # the sizes of the batched images
 
 
 def replicas() -> list[str]:
@@ -55,9 +55,9 @@ def kill_one_in_the_middle(requests: int) -> dict[str, Any]:
     answered = threading.Semaphore(0)
 
     def one(i: int) -> tuple[int, Any, int]:
-        answer, tries = detect(URL, PICTURES[i % len(PICTURES)].read_bytes(), tries=20, wait_s=0.1)
+        answer, tries = detect(URL, IMAGES[i % len(IMAGES)].read_bytes(), tries=20, wait_s=0.1)
         answered.release()
-        return i % len(PICTURES), answer, tries
+        return i % len(IMAGES), answer, tries
 
     with ThreadPoolExecutor(CLIENTS) as pool:
         futures = [pool.submit(one, i) for i in range(requests)]
@@ -67,7 +67,7 @@ def kill_one_in_the_middle(requests: int) -> dict[str, Any]:
         results = [future.result() for future in futures]
     replaced = wait_for_replacement(before[0], len(before))
     return {
-        "answers": [[picture, answer] for picture, answer, _ in results],
+        "answers": [[image, answer] for image, answer, _ in results],
         "retried": sum(tries > 1 for *_, tries in results),
         "killed": before[0],
         "before": before,
@@ -77,16 +77,16 @@ def kill_one_in_the_middle(requests: int) -> dict[str, Any]:
 
 
 def refusals() -> dict[str, Any]:
-    picture = PICTURES[0].read_bytes()
+    image = IMAGES[0].read_bytes()
     cases = {
         "text": (URL, b"hello", "text/plain"),
-        "no picture": (URL, b"hello", "image/png"),
-        "truncated": (URL, picture[: len(picture) // 2], "image/png"),
+        "no image": (URL, b"hello", "image/png"),
+        "truncated": (URL, image[: len(image) // 2], "image/png"),
         "empty": (URL, b"", "image/png"),
         "too large": (URL, b"0" * 3_000_000, "image/png"),
-        "score": (f"{URL}?min_score=2", picture, "image/png"),
-        "name": (f"{URL}?colour=red", picture, "image/png"),
-        "path": (f"{URL}/other", picture, "image/png"),
+        "score": (f"{URL}?min_score=2", image, "image/png"),
+        "name": (f"{URL}?colour=red", image, "image/png"),
+        "path": (f"{URL}/other", image, "image/png"),
         "method": (URL, None, "image/png"),
     }
     seen = {}
@@ -106,7 +106,7 @@ def codes_of(requests: int) -> list[int]:
     """Returns the status codes of concurrent requests that are not retried."""
 
     def one(_: int) -> int:
-        request = urllib.request.Request(URL, PICTURES[0].read_bytes(), {"Content-Type": "image/png"})
+        request = urllib.request.Request(URL, IMAGES[0].read_bytes(), {"Content-Type": "image/png"})
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
                 return int(answer.status)
@@ -134,8 +134,8 @@ def flood_until(count: int, seconds: float) -> tuple[list[list[Any]], int]:
 
     def client(i: int) -> None:
         while running_now[0] < count and time.monotonic() < stop:
-            picture = i % len(PICTURES)
-            answers.append([picture, detect(URL, PICTURES[picture].read_bytes(), tries=20)[0]])
+            image = i % len(IMAGES)
+            answers.append([image, detect(URL, IMAGES[image].read_bytes(), tries=20)[0]])
 
     running_now = [running()]
     with ThreadPoolExecutor(CLIENTS) as pool:
@@ -170,7 +170,7 @@ def main() -> None:
         object_store_memory=80_000_000,
         log_to_driver=False,
         _node_ip_address="127.0.0.1",
-        _temp_dir=FOLDER,
+        _temp_dir=DIRECTORY,
     )
     seen: dict[str, Any] = {}
     try:
@@ -179,8 +179,8 @@ def main() -> None:
         seen["kill"] = kill_one_in_the_middle(60)
         seen["refusals"] = refusals()
         seen["at once"] = codes_of(32)
-        seen["by handle"] = handle.detect.remote(PICTURES[0].read_bytes(), min_score=0.5).result()
-        seen["min_score"] = detect(f"{URL}?min_score=0.5", PICTURES[0].read_bytes())[0]
+        seen["by handle"] = handle.detect.remote(IMAGES[0].read_bytes(), min_score=0.5).result()
+        seen["min_score"] = detect(f"{URL}?min_score=0.5", IMAGES[0].read_bytes())[0]
         serve.delete("default")
         deploy(
             max_replicas=2, target_ongoing_requests=1, upscale_delay_s=0.0, max_ongoing_requests=8, max_batch=4,
@@ -189,7 +189,7 @@ def main() -> None:
         seen["batched"], seen["replicas under load"] = flood_until(2, 90.0)
         codes_of(8)  # concurrent and of one size, so that some share a batch however slow the machine is
         seen["largest batch"] = largest_batch()
-        seen["too large a batch"] = failed_deployment(model=ONE_PICTURE_MODEL, max_batch=4, warm_up=SIZES)
+        seen["too large a batch"] = failed_deployment(model=ONE_IMAGE_MODEL, max_batch=4, warm_up=SIZES)
     finally:
         serve.shutdown()
         ray.shutdown()

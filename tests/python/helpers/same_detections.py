@@ -78,7 +78,7 @@ def assert_same(expected: Sequence[Detections], found: Sequence[Detections]) -> 
 
 def parse(printed: str) -> list[Detections]:
     """Parses the output of tests/downstream: one line per detection, an empty line between images."""
-    pictures = []
+    images = []
     for block in printed.split("\n\n"):
         rows = torch.tensor([[float(word) for word in line.split()] for line in block.splitlines()])
         found = {"labels": rows[:, 0].long(), "scores": rows[:, 1], "boxes": rows[:, 2:6]}
@@ -87,5 +87,5 @@ def parse(printed: str) -> list[Detections]:
         elif rows.shape[1] > 7:
             points = rows[:, 6:].reshape(len(rows), -1, 3)
             found |= {"keypoints": points, "keypoints_scores": points[:, :, 2]}
-        pictures.append(found)
-    return pictures
+        images.append(found)
+    return images

@@ -25,8 +25,8 @@ _SIZES = [(48, 64), (1, 1), (33, 7)]
 _JPEGS = [_encoded("JPEG", *size) for size in _SIZES]
 _PNGS = [_encoded("PNG", *size) for size in _SIZES]
 _TENSORS = [
-    *(save({"picture": _pixels(*size)}) for size in _SIZES),
-    *(save({"picture": (_pixels(*size) / np.float32(255)).transpose(2, 0, 1).copy()}) for size in _SIZES),
+    *(save({"image": _pixels(*size)}) for size in _SIZES),
+    *(save({"image": (_pixels(*size) / np.float32(255)).transpose(2, 0, 1).copy()}) for size in _SIZES),
     save({"a": _pixels(5, 6), "b": _pixels(7, 8)}),
 ]
 

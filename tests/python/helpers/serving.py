@@ -100,11 +100,11 @@ class Server:
             connection.close()
 
     def detect(
-        self, picture: Path | bytes, query: str = "", *, content_type: str = "application/octet-stream", **headers: str
+        self, image: Path | bytes, query: str = "", *, content_type: str = "application/octet-stream", **headers: str
     ) -> Answer:
         """Sends POST /v1/detect with one image; headers are keywords, with _ for -."""
         names = {name.replace("_", "-"): value for name, value in headers.items()}
-        body = picture if isinstance(picture, bytes) else picture.read_bytes()
+        body = image if isinstance(image, bytes) else image.read_bytes()
         return self.request(f"/v1/detect{query}", body, headers={"Content-Type": content_type, **names})
 
     def read(self, stream: IO[str]) -> None:

@@ -21,8 +21,8 @@ class Backbone(nn.Module):
         self.first = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU())
         self.second = nn.Sequential(nn.Conv2d(8, 8, 3, stride=2, padding=1), nn.ReLU())
 
-    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        fine = self.first(pictures)
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        fine = self.first(images)
         return {"fine": fine, "coarse": self.second(fine)}
 
 
@@ -69,8 +69,8 @@ class SmallDetector(nn.Module):
         self.backbone = backbone or Backbone()
         self.classes = nn.Conv2d(8, 3, 1)
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.detect(self.backbone(pictures)["coarse"])
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.detect(self.backbone(images)["coarse"])
 
     def detect(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns boxes, scores and labels from features [N, 8, H/4, W/4]."""
@@ -111,39 +111,39 @@ class Reshaped(Backbone):
         super().__init__()
         self.wrap = wrap
 
-    def forward(self, pictures: Tensor) -> Any:
-        levels = super().forward(pictures)
+    def forward(self, images: Tensor) -> Any:
+        levels = super().forward(images)
         return self.wrap(levels["fine"], levels["coarse"])
 
 
 class TakesTensor(SmallDetector):
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.detect(self.backbone(pictures))
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.detect(self.backbone(images))
 
 
 class TakesIndexed(SmallDetector):
     """Takes a list or a tuple of levels."""
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        levels = self.backbone(pictures)
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        levels = self.backbone(images)
         return self.detect(levels[1] + levels[0].mean())
 
 
 class TakesNestedTuple(SmallDetector):
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        fine, (coarse, others) = self.backbone(pictures)
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        fine, (coarse, others) = self.backbone(images)
         return self.detect(coarse + others["mean"] + fine.mean())
 
 
 class TakesNestedDict(SmallDetector):
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        levels = self.backbone(pictures)
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        levels = self.backbone(images)
         return self.detect(levels["levels"]["coarse"] + levels["means"]["fine"])
 
 
 class TakesDictOfLists(SmallDetector):
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        levels = self.backbone(pictures)
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        levels = self.backbone(images)
         return self.detect(levels["levels"][1] + levels["means"][0])
 
 
@@ -187,8 +187,8 @@ class FusingBackbone(nn.Module):
         self.colours = Backbone()
         self.depths = nn.Sequential(nn.Conv2d(1, 8, 3, stride=4, padding=1), nn.ReLU())
 
-    def forward(self, picture: Tensor, depth: Tensor) -> Tensor:
-        return self.colours(picture)["coarse"] + self.depths(depth)
+    def forward(self, image: Tensor, depth: Tensor) -> Tensor:
+        return self.colours(image)["coarse"] + self.depths(depth)
 
 
 class FusingDetector(SmallDetector):
@@ -197,8 +197,8 @@ class FusingDetector(SmallDetector):
     def __init__(self) -> None:
         super().__init__(FusingBackbone())
 
-    def forward(self, pictures: Tensor, depths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.detect(self.backbone(pictures, depths))
+    def forward(self, images: Tensor, depths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.detect(self.backbone(images, depths))
 
 
 def fusing_detector() -> FusingDetector:
@@ -220,15 +220,15 @@ class CentreDetector(nn.Module):
         self.backbone = Backbone()
         self.outputs = nn.Conv2d(8, 3 + 4, 3, padding=1)
 
-    def forward(self, pictures: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        height = max([picture.shape[1] for picture in pictures])
-        width = max([picture.shape[2] for picture in pictures])
-        batch = torch.zeros([len(pictures), 3, height, width])
-        for i, picture in enumerate(pictures):
-            batch[i, :, : picture.shape[1], : picture.shape[2]] = picture
+    def forward(self, images: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        height = max([image.shape[1] for image in images])
+        width = max([image.shape[2] for image in images])
+        batch = torch.zeros([len(images), 3, height, width])
+        for i, image in enumerate(images):
+            batch[i, :, : image.shape[1], : image.shape[2]] = image
         levels = self.backbone(batch)
         boxes, scores, labels, owners = [], [], [], []
-        for i in range(len(pictures)):
+        for i in range(len(images)):
             for name, stride in [("fine", 2.0), ("coarse", 4.0)]:
                 cells = self.outputs(levels[name])[i]
                 rows = (torch.arange(cells.shape[1]) + 0.5) * stride
@@ -260,7 +260,7 @@ def small_detector(backbone: nn.Module | None = None) -> SmallDetector:
         return SmallDetector(backbone).requires_grad_(False).eval()
 
 
-def small_picture(height: int = SIDE, width: int = SIDE, seed: int = 0) -> Tensor:
+def small_image(height: int = SIDE, width: int = SIDE, seed: int = 0) -> Tensor:
     """Returns noise, [1, 3, H, W] in 0..1."""
     return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(seed))
 
@@ -275,9 +275,9 @@ def replaced_backbone(detector: nn.Module, backbone: nn.Module) -> Iterator[None
         detector.backbone = kept
 
 
-def small_pictures() -> list[Tensor]:
+def small_images() -> list[Tensor]:
     """Two of other sizes, [3, H, W] each, as a list detector takes them."""
-    return [small_picture()[0], small_picture(48, 40)[0]]
+    return [small_image()[0], small_image(48, 40)[0]]
 
 
 def small_list_detector() -> ListDetector:

@@ -68,9 +68,9 @@ def test_cpp_reads_the_same(
     downstream: Path,
     tmp_path: Path,
 ) -> None:
-    pictures = [digit_string_reader.to_tensor(line.image) for line in lines[:60]]
-    found = run_any_detector(downstream / "any_detector", bundle, pictures, tmp_path)
-    for i, want in enumerate(reader(pictures)):
+    images = [digit_string_reader.to_tensor(line.image) for line in lines[:60]]
+    found = run_any_detector(downstream / "any_detector", bundle, images, tmp_path)
+    for i, want in enumerate(reader(images)):
         assert found[f"{i}.digits"] == want["digits"].tolist()
         torch.testing.assert_close(torch.tensor(found[f"{i}.scores"]), want["scores"], rtol=0, atol=1e-4)
 
@@ -103,8 +103,8 @@ def test_lines_of_another_height_are_read(
     reader: digit_string_reader.DigitStringReader, lines: list[digit_lines.Line]
 ) -> None:
     def enlarged(line: digit_lines.Line) -> Tensor:
-        picture = digit_string_reader.to_tensor(line.image)
-        return torch.nn.functional.interpolate(picture[None], scale_factor=2.0, mode="bilinear")[0]
+        image = digit_string_reader.to_tensor(line.image)
+        return torch.nn.functional.interpolate(image[None], scale_factor=2.0, mode="bilinear")[0]
 
     texts = ["".join(map(str, found["digits"].tolist())) for found in reader([enlarged(line) for line in lines[:50]])]
     assert sum(text == line.text for text, line in zip(texts, lines, strict=False)) >= 45

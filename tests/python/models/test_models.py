@@ -9,7 +9,7 @@ from torchvision.ops import box_iou
 
 from models import digits_data, digits_detector, torchvision_detectors
 
-HELD_OUT_FOLDER = digits_detector.WEIGHTS.parents[1] / "held_out"
+HELD_OUT_DIRECTORY = digits_detector.WEIGHTS.parents[1] / "held_out"
 
 
 @pytest.fixture(scope="module")
@@ -99,10 +99,10 @@ def test_write_split_writes_what_it_returns(tmp_path):
 
 
 def test_shipped_held_out_images_match_their_annotations():
-    annotations = json.loads((HELD_OUT_FOLDER / "annotations.json").read_text(encoding="utf-8"))
+    annotations = json.loads((HELD_OUT_DIRECTORY / "annotations.json").read_text(encoding="utf-8"))
     assert len(annotations["images"]) == 6
     for entry in annotations["images"]:
-        path = HELD_OUT_FOLDER / entry["file_name"]
+        path = HELD_OUT_DIRECTORY / entry["file_name"]
         assert path.stat().st_size < 250_000
         with Image.open(path) as image:
             assert image.size == (entry["width"], entry["height"])
@@ -169,12 +169,12 @@ def test_evaluate_without_detections_is_zero(samples):
 
 def test_images_have_the_wanted_sizes():
     sizes = [(64, 96), (120, 80)]
-    result = torchvision_detectors.pictures(sizes)
-    assert [tuple(picture.shape) for picture in result] == [(3, *size) for size in sizes]
-    for picture in result:
-        assert picture.dtype == torch.float32
-        assert 0.0 <= picture.min() < picture.max() <= 1.0
-        assert picture.std() == pytest.approx(0.25, abs=0.05)
+    result = torchvision_detectors.photographs(sizes)
+    assert [tuple(image.shape) for image in result] == [(3, *size) for size in sizes]
+    for image in result:
+        assert image.dtype == torch.float32
+        assert 0.0 <= image.min() < image.max() <= 1.0
+        assert image.std() == pytest.approx(0.25, abs=0.05)
 
 
 def test_build_of_an_unknown_detector_fails():

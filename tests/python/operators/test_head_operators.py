@@ -256,8 +256,8 @@ def make_rois(count: int, features: Tensor, spatial_scale: float, generator: tor
     height, width = features.shape[2:]
     corners = torch.rand(count, 2, 2, generator=generator) * 1.6 - 0.3
     boxes = torch.cat([corners.amin(1), corners.amax(1)], 1) * torch.tensor([width, height, width, height])
-    pictures = torch.randint(0, len(features), (count, 1), generator=generator)
-    return torch.cat([pictures, boxes / spatial_scale], 1).to(features.dtype)
+    images = torch.randint(0, len(features), (count, 1), generator=generator)
+    return torch.cat([images, boxes / spatial_scale], 1).to(features.dtype)
 
 
 def lay_out(features: Tensor, layout: str) -> Tensor:

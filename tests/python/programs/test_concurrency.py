@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import hybrid_rt
-from helpers.small_detectors import Backbone, SmallDetector, small_picture
+from helpers.small_detectors import Backbone, SmallDetector, small_image
 from hybrid_rt import OptionError
 
 pytestmark = pytest.mark.slow
@@ -30,8 +30,8 @@ class LargeBackbone(Backbone):
         self.narrow = nn.Linear(8, 2048)
         self.wide = nn.Linear(2048, WIDE)
 
-    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        levels = super().forward(pictures)
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        levels = super().forward(images)
         moved = self.wide(self.narrow(levels["coarse"].mean((2, 3)))).mean(1)
         return {"fine": levels["fine"], "coarse": levels["coarse"] + moved[:, None, None, None]}
 
@@ -44,8 +44,8 @@ class Work(Backbone):
         widths = (8, 64, 64, 64, 8)
         self.body = nn.Sequential(*(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths)))
 
-    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        levels = super().forward(pictures)
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        levels = super().forward(images)
         return {"fine": levels["fine"], "coarse": self.body(levels["coarse"])}
 
 
@@ -54,16 +54,16 @@ def detector_with(backbone: type[Backbone]) -> SmallDetector:
     return SmallDetector(backbone()).eval()
 
 
-def saved(backbone: type[Backbone], path: Path, pictures: Tensor, verify: bool = True) -> Path:
+def saved(backbone: type[Backbone], path: Path, images: Tensor, verify: bool = True) -> Path:
     detector = detector_with(backbone)
-    hybrid_rt.convert(detector, (pictures,), path, segments="backbone", engine="openvino", measure=False, verify=verify)
+    hybrid_rt.convert(detector, (images,), path, segments="backbone", engine="openvino", measure=False, verify=verify)
     return path
 
 
 @pytest.fixture(scope="module", params=[Backbone, LargeBackbone])
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SmallDetector]:
     path = tmp_path_factory.mktemp("concurrency") / "detector.pt"
-    return saved(request.param, path, small_picture()), detector_with(request.param)
+    return saved(request.param, path, small_image()), detector_with(request.param)
 
 
 @pytest.mark.parametrize("concurrency", [1, 2, 3])
@@ -72,7 +72,7 @@ def test_more_threads_than_calls_side_by_side_get_their_own_results(
 ) -> None:
     path, detector = bundle
     module = hybrid_rt.load(path, threads=1, concurrency=concurrency, warm_up=[(32, 32)])
-    inputs = [small_picture() + i for i in range(5)]
+    inputs = [small_image() + i for i in range(5)]
     expected = [detector(x) for x in inputs]
     together = threading.Barrier(len(inputs), timeout=60)
 
@@ -96,19 +96,19 @@ def test_the_description_says_how_many(bundle: tuple[Path, SmallDetector]) -> No
 
 
 def test_a_call_with_one_thread_runs_in_the_calling_thread(tmp_path: Path) -> None:
-    pictures = small_picture(512, 512)
+    images = small_image(512, 512)
     # Do not verify, because rounding changes the order of so many boxes with such similar scores.
-    path = saved(Work, tmp_path / "work.pt", pictures, verify=False)
+    path = saved(Work, tmp_path / "work.pt", images, verify=False)
     module = hybrid_rt.load(path, threads=1, concurrency=2)
 
     def shares() -> tuple[float, float]:
         torch.set_num_threads(1)
         with torch.inference_mode():
-            module(pictures)
-            module(pictures)
+            module(images)
+            module(images)
             of_thread, of_process = time.thread_time(), time.process_time()
             for _ in range(10):
-                module(pictures)
+                module(images)
             return time.thread_time() - of_thread, time.process_time() - of_process
 
     with ThreadPoolExecutor(1) as pool:

@@ -22,7 +22,7 @@ from hybrid_rt.common.class_names import class_colour
 from hybrid_rt.common.executables import program as find_program
 from models import digits_detector
 
-OK, WRONG_USAGE, PICTURE_UNREADABLE, BUNDLE_UNLOADABLE, RUN_FAILED, OUTPUT_UNWRITABLE, DIFFERS = 0, 2, 3, 4, 5, 6, 7
+OK, WRONG_USAGE, IMAGE_UNREADABLE, BUNDLE_UNLOADABLE, RUN_FAILED, OUTPUT_UNWRITABLE, DIFFERS = 0, 2, 3, 4, 5, 6, 7
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +56,8 @@ def error_of(done: subprocess.CompletedProcess[str], code: int) -> str:
     return lines[0].removeprefix(prefix)
 
 
-def detect_in_python(bundle: Path | str, picture: Path | str) -> dict[str, Tensor]:
-    pixels = np.asarray(Image.open(picture).convert("RGB"))
+def detect_in_python(bundle: Path | str, path: Path | str) -> dict[str, Tensor]:
+    pixels = np.asarray(Image.open(path).convert("RGB"))
     image = torch.tensor(pixels).permute(2, 0, 1).float().div(255).contiguous()
     with torch.inference_mode():
         return hybrid_rt.load(str(bundle))([image])[0]
@@ -107,8 +107,8 @@ def tensor_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_json_has_the_documented_keys(program, nameless_bundle, demo_picture):
-    result = run_json(program, nameless_bundle, demo_picture)
+def test_json_has_the_documented_keys(program, nameless_bundle, demo_image_path):
+    result = run_json(program, nameless_bundle, demo_image_path)
     assert list(result) == ["detections", "engines", "timing_ms"]
     assert result["detections"]
     for item in result["detections"]:
@@ -125,93 +125,93 @@ def test_json_has_the_documented_keys(program, nameless_bundle, demo_picture):
     assert timing["repeat"] == 1
 
 
-def test_json_has_the_class_names_of_the_bundle(program, demo_bundle, demo_picture):
-    detections = run_json(program, demo_bundle, demo_picture)["detections"]
+def test_json_has_the_class_names_of_the_bundle(program, demo_bundle, demo_image_path):
+    detections = run_json(program, demo_bundle, demo_image_path)["detections"]
     assert detections
     for item in detections:
         assert list(item) == ["box", "label", "class_name", "score"]
         assert item["class_name"] == digits_detector.CLASS_NAMES[item["label"]]
 
 
-def test_json_has_no_name_where_there_is_none(program, demo_bundle, demo_picture, tmp_path):
+def test_json_has_no_name_where_there_is_none(program, demo_bundle, demo_image_path, tmp_path):
     names = ["", "", "", "two", "thrée"]
     bundle = with_names(demo_bundle, tmp_path / "few.pt", names)
-    detections = run_json(program, bundle, demo_picture)["detections"]
+    detections = run_json(program, bundle, demo_image_path)["detections"]
     assert {item["label"] for item in detections} - {3, 4}
     for item in detections:
         name = dict(enumerate(names)).get(item["label"]) or None
         assert item.get("class_name") == name
 
 
-def test_invalid_class_names_fail(program, demo_bundle, demo_picture, tmp_path):
+def test_invalid_class_names_fail(program, demo_bundle, demo_image_path, tmp_path):
     bundle = rewrite_manifest(demo_bundle, tmp_path / "x.pt", lambda manifest: manifest.update(class_names=[1]))
-    message = error_of(run(program, bundle, demo_picture), BUNDLE_UNLOADABLE)
+    message = error_of(run(program, bundle, demo_image_path), BUNDLE_UNLOADABLE)
     assert "x.pt, manifest, class_names: expected a list of strings, got " in message
 
 
-def test_detections_are_those_of_python(program, demo_bundle, demo_picture):
-    result = run_json(program, demo_bundle, demo_picture)
-    assert_same_detections(result["detections"], detect_in_python(demo_bundle, demo_picture))
+def test_detections_are_those_of_python(program, demo_bundle, demo_image_path):
+    result = run_json(program, demo_bundle, demo_image_path)
+    assert_same_detections(result["detections"], detect_in_python(demo_bundle, demo_image_path))
 
 
-def test_jpeg_gives_the_detections_of_python(program, demo_bundle, demo_picture, tmp_path):
+def test_jpeg_gives_the_detections_of_python(program, demo_bundle, demo_image_path, tmp_path):
     # The wrong suffix is deliberate: the content determines the type.
-    picture = tmp_path / "picture.png"
-    Image.open(demo_picture).convert("RGB").save(picture, format="JPEG", quality=95)
-    result = run_json(program, demo_bundle, picture)
-    assert_same_detections(result["detections"], detect_in_python(demo_bundle, picture))
+    image = tmp_path / "image.png"
+    Image.open(demo_image_path).convert("RGB").save(image, format="JPEG", quality=95)
+    result = run_json(program, demo_bundle, image)
+    assert_same_detections(result["detections"], detect_in_python(demo_bundle, image))
 
 
-def test_repeat_is_counted(program, demo_bundle, demo_picture):
-    timing = run_json(program, demo_bundle, demo_picture, "--repeat", 5)["timing_ms"]
+def test_repeat_is_counted(program, demo_bundle, demo_image_path):
+    timing = run_json(program, demo_bundle, demo_image_path, "--repeat", 5)["timing_ms"]
     assert timing["repeat"] == 5
     assert timing["median"] <= timing["p95"]
 
 
-def test_threads_leave_the_detections_alone(program, demo_bundle, demo_picture):
-    result = run_json(program, demo_bundle, demo_picture, "--threads", 1)
-    assert_same_detections(result["detections"], detect_in_python(demo_bundle, demo_picture))
+def test_threads_leave_the_detections_alone(program, demo_bundle, demo_image_path):
+    result = run_json(program, demo_bundle, demo_image_path, "--threads", 1)
+    assert_same_detections(result["detections"], detect_in_python(demo_bundle, demo_image_path))
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_the_gpu_and_the_cpu_give_the_same_boxes(
-    program, demo_detector, demo_image, demo_picture, tmp_path, monkeypatch
+    program, demo_detector, demo_image, demo_image_path, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
     bundle = tmp_path / "digits.pt"  # not demo_bundle, because machines with a GPU may lack OpenVINO
     hybrid_rt.convert(demo_detector, ([demo_image],), bundle, segments="backbone", engine="torchscript", measure=False)
-    result = run_json(program, bundle, demo_picture, "--device", "cuda", "--repeat", 3)
-    assert_same_detections(result["detections"], detect_in_python(bundle, demo_picture))
+    result = run_json(program, bundle, demo_image_path, "--device", "cuda", "--repeat", 3)
+    assert_same_detections(result["detections"], detect_in_python(bundle, demo_image_path))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_a_missing_gpu_fails(program, demo_bundle, demo_picture):
-    message = error_of(run(program, demo_bundle, demo_picture, "--device", "cuda"), BUNDLE_UNLOADABLE)
+def test_a_missing_gpu_fails(program, demo_bundle, demo_image_path):
+    message = error_of(run(program, demo_bundle, demo_image_path, "--device", "cuda"), BUNDLE_UNLOADABLE)
     assert "device cuda: expected a CUDA device, got none: " in message
 
 
-def test_min_score_leaves_out_the_rest(program, demo_bundle, demo_picture):
-    everything = run_json(program, demo_bundle, demo_picture)["detections"]
+def test_min_score_leaves_out_the_rest(program, demo_bundle, demo_image_path):
+    everything = run_json(program, demo_bundle, demo_image_path)["detections"]
     scores = sorted(item["score"] for item in everything)
     gap, limit = max((high - low, (high + low) / 2) for low, high in itertools.pairwise(scores))
     assert gap > 1e-3, "two processes may differ in the last digits: where a matrix lies in memory picks the kernel"
-    kept = run_json(program, demo_bundle, demo_picture, "--min-score", limit)["detections"]
+    kept = run_json(program, demo_bundle, demo_image_path, "--min-score", limit)["detections"]
     expected = [item for item in everything if item["score"] >= limit]
     assert 0 < len(kept) < len(everything)
     assert [item["label"] for item in kept] == [item["label"] for item in expected]
     assert [item["score"] for item in kept] == pytest.approx([item["score"] for item in expected], abs=1e-3)
 
 
-def test_the_backend_is_the_requested_one(program, demo_bundle, demo_picture):
-    result = run_json(program, demo_bundle, demo_picture, "--backend", "torchscript")
+def test_the_backend_is_the_requested_one(program, demo_bundle, demo_image_path):
+    result = run_json(program, demo_bundle, demo_image_path, "--backend", "torchscript")
     assert set(result["engines"].values()) == {"torchscript"}
 
 
-def test_table_shows_each_detection(program, demo_bundle, demo_picture):
-    done = run(program, demo_bundle, demo_picture)
+def test_table_shows_each_detection(program, demo_bundle, demo_image_path):
+    done = run(program, demo_bundle, demo_image_path)
     assert done.returncode == OK, done.stderr
-    count = len(detect_in_python(demo_bundle, demo_picture)["labels"])
+    count = len(detect_in_python(demo_bundle, demo_image_path)["labels"])
     lines = done.stdout.splitlines()
     assert lines[0].split() == ["label", "score", "x1", "y1", "x2", "y2"]
     assert lines[1 + count] == f"detections: {count}"
@@ -220,10 +220,10 @@ def test_table_shows_each_detection(program, demo_bundle, demo_picture):
 
 
 @pytest.mark.slow
-def test_table_shows_class_names(program, demo_bundle, demo_picture, label_names):
-    labels = detect_in_python(demo_bundle, demo_picture)["labels"].tolist()
+def test_table_shows_class_names(program, demo_bundle, demo_image_path, label_names):
+    labels = detect_in_python(demo_bundle, demo_image_path)["labels"].tolist()
     for option in ("--labels", "--class-names"):  # its old name, and the current one
-        assert shown_names(run(program, demo_bundle, demo_picture, option, label_names)) == [
+        assert shown_names(run(program, demo_bundle, demo_image_path, option, label_names)) == [
             f"class-{label}" for label in labels
         ]
 
@@ -238,29 +238,29 @@ def shown_names(done: subprocess.CompletedProcess[str]) -> list[str]:
 
 
 @pytest.mark.slow
-def test_table_shows_the_class_names_of_the_bundle(program, demo_bundle, nameless_bundle, demo_picture, tmp_path):
-    labels = detect_in_python(demo_bundle, demo_picture)["labels"].tolist()
-    shown = shown_names(run(program, demo_bundle, demo_picture))
+def test_table_shows_the_class_names_of_the_bundle(program, demo_bundle, nameless_bundle, demo_image_path, tmp_path):
+    labels = detect_in_python(demo_bundle, demo_image_path)["labels"].tolist()
+    shown = shown_names(run(program, demo_bundle, demo_image_path))
     assert shown == [digits_detector.CLASS_NAMES[label] for label in labels]
-    assert shown_names(run(program, nameless_bundle, demo_picture)) == [str(label) for label in labels]
+    assert shown_names(run(program, nameless_bundle, demo_image_path)) == [str(label) for label in labels]
     names = ["é" * label + " class" for label in range(11)]
-    shown = shown_names(run(program, with_names(demo_bundle, tmp_path / "x.pt", names), demo_picture))
+    shown = shown_names(run(program, with_names(demo_bundle, tmp_path / "x.pt", names), demo_image_path))
     assert shown == [names[label] for label in labels]
 
 
-def test_boxes_have_the_colours_of_their_classes(program, demo_bundle, demo_picture, tmp_path):
+def test_boxes_have_the_colours_of_their_classes(program, demo_bundle, demo_image_path, tmp_path):
     output = tmp_path / "annotated.png"
     options = ["--output", output, "--min-score", 0.9]  # few boxes, so that no other caption covers the corner
-    best = run_json(program, demo_bundle, demo_picture, *options)["detections"][0]
+    best = run_json(program, demo_bundle, demo_image_path, *options)["detections"][0]
     x1, _, _, y2 = (round(value) for value in best["box"])
     with Image.open(output) as annotated:
         assert annotated.convert("RGB").getpixel((x1, y2 - 1)) == class_colour(best["label"])
 
 
-def test_output_is_the_image_with_its_boxes(program, demo_bundle, demo_picture, tmp_path):
+def test_output_is_the_image_with_its_boxes(program, demo_bundle, demo_image_path, tmp_path):
     output = tmp_path / "annotated.png"
-    run_json(program, demo_bundle, demo_picture, "--output", output)
-    with Image.open(output) as annotated, Image.open(demo_picture) as original:
+    run_json(program, demo_bundle, demo_image_path, "--output", output)
+    with Image.open(output) as annotated, Image.open(demo_image_path) as original:
         assert annotated.format == "PNG"
         assert annotated.size == original.size
         changed = (np.asarray(annotated.convert("RGB")) != np.asarray(original.convert("RGB"))).any(axis=2)
@@ -268,9 +268,9 @@ def test_output_is_the_image_with_its_boxes(program, demo_bundle, demo_picture, 
     assert list(tmp_path.iterdir()) == [output]
 
 
-def test_output_that_cannot_be_written_fails(program, demo_bundle, demo_picture, tmp_path):
+def test_output_that_cannot_be_written_fails(program, demo_bundle, demo_image_path, tmp_path):
     output = tmp_path / "missing" / "annotated.png"
-    message = error_of(run(program, demo_bundle, demo_picture, "--output", output), OUTPUT_UNWRITABLE)
+    message = error_of(run(program, demo_bundle, demo_image_path, "--output", output), OUTPUT_UNWRITABLE)
     assert message == (
         f"hybrid_rt[picture]: {output}: expected a file that can be written, got No such file or directory. "
         "Check that its directory exists, is writable and has space."
@@ -298,48 +298,48 @@ def test_wrong_usage_fails(program, arguments, got):
     assert "hybrid-rt-detect --help" in message
 
 
-def test_missing_label_file_fails(program, demo_bundle, demo_picture, tmp_path):
-    message = error_of(run(program, demo_bundle, demo_picture, "--labels", tmp_path / "no.txt"), WRONG_USAGE)
+def test_missing_label_file_fails(program, demo_bundle, demo_image_path, tmp_path):
+    message = error_of(run(program, demo_bundle, demo_image_path, "--labels", tmp_path / "no.txt"), WRONG_USAGE)
     assert "no.txt: expected a text file with one class name per line" in message
 
 
 def test_missing_image_fails(program, demo_bundle, tmp_path):
-    message = error_of(run(program, demo_bundle, tmp_path / "no.png"), PICTURE_UNREADABLE)
+    message = error_of(run(program, demo_bundle, tmp_path / "no.png"), IMAGE_UNREADABLE)
     assert "no.png: expected a readable file, got No such file or directory" in message
 
 
-def test_truncated_image_fails(program, demo_bundle, demo_picture, tmp_path):
-    whole = Path(demo_picture).read_bytes()
+def test_truncated_image_fails(program, demo_bundle, demo_image_path, tmp_path):
+    whole = Path(demo_image_path).read_bytes()
     (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
-    message = error_of(run(program, demo_bundle, tmp_path / "half.png"), PICTURE_UNREADABLE)
+    message = error_of(run(program, demo_bundle, tmp_path / "half.png"), IMAGE_UNREADABLE)
     assert "half.png: expected a complete and undamaged PNG" in message
 
 
 def test_a_file_that_is_not_an_image_fails(program, demo_bundle):
-    message = error_of(run(program, demo_bundle, demo_bundle), PICTURE_UNREADABLE)
+    message = error_of(run(program, demo_bundle, demo_bundle), IMAGE_UNREADABLE)
     assert "expected a JPEG or PNG, got a file that starts with 50 4B 03 04" in message
 
 
-def test_missing_bundle_fails(program, demo_picture, tmp_path):
-    message = error_of(run(program, tmp_path / "no.pt", demo_picture), BUNDLE_UNLOADABLE)
+def test_missing_bundle_fails(program, demo_image_path, tmp_path):
+    message = error_of(run(program, tmp_path / "no.pt", demo_image_path), BUNDLE_UNLOADABLE)
     assert "no.pt" in message
 
 
-def test_truncated_bundle_fails(program, demo_bundle, demo_picture, tmp_path):
+def test_truncated_bundle_fails(program, demo_bundle, demo_image_path, tmp_path):
     whole = Path(demo_bundle).read_bytes()
     (tmp_path / "half.pt").write_bytes(whole[: len(whole) // 2])
-    message = error_of(run(program, tmp_path / "half.pt", demo_picture), BUNDLE_UNLOADABLE)
+    message = error_of(run(program, tmp_path / "half.pt", demo_image_path), BUNDLE_UNLOADABLE)
     assert "half.pt" in message
 
 
-def test_an_unknown_backend_fails_and_the_installed_ones_are_named(program, demo_bundle, demo_picture):
-    message = error_of(run(program, demo_bundle, demo_picture, "--backend", "nosuch"), BUNDLE_UNLOADABLE)
+def test_an_unknown_backend_fails_and_the_installed_ones_are_named(program, demo_bundle, demo_image_path):
+    message = error_of(run(program, demo_bundle, demo_image_path, "--backend", "nosuch"), BUNDLE_UNLOADABLE)
     assert "nosuch" in message
     assert "torchscript" in message
 
 
-def test_a_bundle_without_image_inputs_fails_and_shows_its_inputs(program, tensor_bundle, demo_picture):
-    message = error_of(run(program, tensor_bundle, demo_picture), RUN_FAILED)
+def test_a_bundle_without_image_inputs_fails_and_shows_its_inputs(program, tensor_bundle, demo_image_path):
+    message = error_of(run(program, tensor_bundle, demo_image_path), RUN_FAILED)
     assert "forward's arguments: expected one List[Tensor] of images, got (batch: Tensor)" in message
 
 

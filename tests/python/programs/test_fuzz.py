@@ -58,8 +58,8 @@ def test_no_input_crashes_a_decoder(fuzzer: str, tmp_path: Path) -> None:
 def test_a_missing_check_is_found_and_its_input_kept(
     source: str, check: str, fuzzer: str, property: str, tmp_path: Path
 ) -> None:
-    for folder in ("cpp/apps/picture", "cpp/apps/serve", "tests/fuzz"):
-        shutil.copytree(ROOT / folder, tmp_path / folder)
+    for directory in ("cpp/apps/picture", "cpp/apps/serve", "tests/fuzz"):
+        shutil.copytree(ROOT / directory, tmp_path / directory)
     (tmp_path / "tools").mkdir()
     shutil.copy(ROOT / "tools" / "fuzz", tmp_path / "tools")
     broken = tmp_path / "cpp" / "apps" / source

@@ -26,7 +26,7 @@ from torch import Tensor
 import hybrid_rt
 from helpers.bundle_surgery import rewrite_manifest
 from helpers.serving import Answer, Server, ServerEnded, serving
-from helpers.small_detectors import ListDetector, small_detector, small_picture
+from helpers.small_detectors import ListDetector, small_detector, small_image
 from hybrid_rt.common.executables import program
 from models import digits_detector
 
@@ -77,15 +77,15 @@ def problem(answer: Answer, status: int) -> str:
     return document["detail"]
 
 
-def only_picture(answer: Answer) -> dict[str, Any]:
+def only_entry(answer: Answer) -> dict[str, Any]:
     assert answer.status == 200, answer.body
     assert answer.headers["content-type"] == "application/json"
-    (picture,) = answer.json()["pictures"]
-    return picture
+    (entry,) = answer.json()["pictures"]
+    return entry
 
 
-def assert_found(picture: dict[str, Any], expected: dict[str, Tensor], atol: float = 1e-3) -> None:
-    detections = picture["detections"]
+def assert_found(entry: dict[str, Any], expected: dict[str, Tensor], atol: float = 1e-3) -> None:
+    detections = entry["detections"]
     assert detections
     assert [found["label"] for found in detections] == expected["labels"].tolist()
     scores = torch.tensor([found["score"] for found in detections])
@@ -94,11 +94,11 @@ def assert_found(picture: dict[str, Any], expected: dict[str, Tensor], atol: flo
     torch.testing.assert_close(boxes, expected["boxes"], rtol=0, atol=1e-2)
 
 
-def form(*pictures: bytes, name: str = "image") -> tuple[bytes, str]:
+def form(*images: bytes, name: str = "image") -> tuple[bytes, str]:
     boundary = "a-boundary"
     body = b"".join(
         f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"; filename="x"\r\n\r\n'.encode() + each + b"\r\n"
-        for each in pictures
+        for each in images
     )
     return body + f"--{boundary}--\r\n".encode(), f"multipart/form-data; boundary={boundary}"
 
@@ -113,13 +113,13 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def test_it_gives_the_boxes_of_python(
-    server: Server, demo_bundle: Path, demo_picture: Path, demo_image: Tensor
+    server: Server, demo_bundle: Path, demo_image_path: Path, demo_image: Tensor
 ) -> None:
     (expected,) = hybrid_rt.load(demo_bundle)([demo_image])
-    answer = server.detect(demo_picture)
-    picture = only_picture(answer)
-    assert_found(picture, expected)
-    assert (picture["height"], picture["width"]) == tuple(demo_image.shape[1:])
+    answer = server.detect(demo_image_path)
+    entry = only_entry(answer)
+    assert_found(entry, expected)
+    assert (entry["height"], entry["width"]) == tuple(demo_image.shape[1:])
     document = answer.json()
     assert document["model"] == "digits"
     assert document["engines"] == {"backbone": "openvino"}
@@ -127,23 +127,25 @@ def test_it_gives_the_boxes_of_python(
     assert document["timing_ms"]["total"] >= document["timing_ms"]["run"] > 0
 
 
-def test_a_form_of_several_images_is_answered_in_order(server: Server, demo_bundle: Path, demo_picture: Path) -> None:
+def test_a_form_of_several_images_is_answered_in_order(
+    server: Server, demo_bundle: Path, demo_image_path: Path
+) -> None:
     small = png(np.zeros((64, 96, 3), np.uint8))
-    body, content_type = form(demo_picture.read_bytes(), small)
+    body, content_type = form(demo_image_path.read_bytes(), small)
     answer = server.detect(body, content_type=content_type)
     assert answer.status == 200, answer.body
     first, second = answer.json()["pictures"]
-    assert first == only_picture(server.detect(demo_picture))
+    assert first == only_entry(server.detect(demo_image_path))
     assert (second["height"], second["width"]) == (64, 96)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
-def test_tensors_are_images_too(server: Server, demo_picture: Path, dtype: str) -> None:
-    pixels = np.asarray(Image.open(demo_picture).convert("RGB"))
+def test_tensors_are_images_too(server: Server, demo_image_path: Path, dtype: str) -> None:
+    pixels = np.asarray(Image.open(demo_image_path).convert("RGB"))
     if dtype == "float32":
         pixels = np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype(np.float32) / np.float32(255)
-    picture = only_picture(server.detect(save({"any": pixels}), content_type="application/x-safetensors"))
-    assert picture == only_picture(server.detect(demo_picture))
+    entry = only_entry(server.detect(save({"any": pixels}), content_type="application/x-safetensors"))
+    assert entry == only_entry(server.detect(demo_image_path))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -1.0, 3e38])
@@ -157,10 +159,10 @@ def test_values_that_are_not_pixels_are_refused(server: Server, value: float) ->
 
 @pytest.mark.parametrize("boundary", ["x", "xy", '"a b"'])
 def test_a_boundary_of_one_character_is_refused_with_its_name(
-    server: Server, demo_picture: Path, boundary: str
+    server: Server, demo_image_path: Path, boundary: str
 ) -> None:
     """The HTTP library reads at least two characters."""
-    body, _ = form(demo_picture.read_bytes())
+    body, _ = form(demo_image_path.read_bytes())
     body = body.replace(b"a-boundary", boundary.strip('"').encode())
     answer = server.detect(body, content_type=f"multipart/form-data; boundary={boundary}")
     if len(boundary) == 1:
@@ -169,61 +171,61 @@ def test_a_boundary_of_one_character_is_refused_with_its_name(
         assert answer.status == 200, answer.body
 
 
-def test_a_jpeg_has_pillows_pixels(server: Server, demo_bundle: Path, demo_picture: Path) -> None:
+def test_a_jpeg_has_pillows_pixels(server: Server, demo_bundle: Path, demo_image_path: Path) -> None:
     stream = io.BytesIO()
-    Image.open(demo_picture).convert("RGB").save(stream, format="JPEG", quality=90)
+    Image.open(demo_image_path).convert("RGB").save(stream, format="JPEG", quality=90)
     pixels = torch.tensor(np.asarray(Image.open(io.BytesIO(stream.getvalue()))))
     (expected,) = hybrid_rt.load(demo_bundle)([pixels.permute(2, 0, 1).float().div(255).contiguous()])
-    assert_found(only_picture(server.detect(stream.getvalue(), content_type="image/jpeg")), expected)
+    assert_found(only_entry(server.detect(stream.getvalue(), content_type="image/jpeg")), expected)
 
 
-def test_min_score_leaves_out_what_scores_less(server: Server, demo_picture: Path) -> None:
-    everything = only_picture(server.detect(demo_picture))["detections"]
-    confident = only_picture(server.detect(demo_picture, "?min_score=0.9"))["detections"]
+def test_min_score_leaves_out_what_scores_less(server: Server, demo_image_path: Path) -> None:
+    everything = only_entry(server.detect(demo_image_path))["detections"]
+    confident = only_entry(server.detect(demo_image_path, "?min_score=0.9"))["detections"]
     assert confident == [found for found in everything if found["score"] >= 0.9]
     assert 0 < len(confident) < len(everything)
 
 
-def test_an_annotated_image_shows_the_boxes(server: Server, demo_picture: Path) -> None:
-    answer = server.detect(demo_picture, "?annotated=true&min_score=0.5")
+def test_an_annotated_image_shows_the_boxes(server: Server, demo_image_path: Path) -> None:
+    answer = server.detect(demo_image_path, "?annotated=true&min_score=0.5")
     assert (answer.status, answer.headers["content-type"]) == (200, "image/png")
     drawn = np.asarray(Image.open(io.BytesIO(answer.body)).convert("RGB")).astype(int)
-    before = np.asarray(Image.open(demo_picture).convert("RGB")).astype(int)
+    before = np.asarray(Image.open(demo_image_path).convert("RGB")).astype(int)
     assert drawn.shape == before.shape
     changed = (drawn != before).any(axis=2)
     assert 0.001 < changed.mean() < 0.5
 
 
-def turned_by_camera(picture: Path, orientation: int) -> bytes:
+def turned_by_camera(entry: Path, orientation: int) -> bytes:
     """Returns a JPEG whose EXIF data state the orientation of the camera."""
     stream = io.BytesIO()
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.open(picture).convert("RGB").save(stream, format="JPEG", quality=95, exif=exif)
+    Image.open(entry).convert("RGB").save(stream, format="JPEG", quality=95, exif=exif)
     return stream.getvalue()
 
 
 @pytest.mark.parametrize("orientation", [3, 6])
-def test_exif_orientation_is_applied_on_request(server: Server, demo_picture: Path, orientation: int) -> None:
-    body = turned_by_camera(demo_picture, orientation)
+def test_exif_orientation_is_applied_on_request(server: Server, demo_image_path: Path, orientation: int) -> None:
+    body = turned_by_camera(demo_image_path, orientation)
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(body)))
-    as_stored = only_picture(server.detect(body))
-    turned = only_picture(server.detect(body, "?exif=true"))
-    assert as_stored == only_picture(server.detect(body, "?exif=false"))
-    with Image.open(demo_picture) as stored:
+    as_stored = only_entry(server.detect(body))
+    turned = only_entry(server.detect(body, "?exif=true"))
+    assert as_stored == only_entry(server.detect(body, "?exif=false"))
+    with Image.open(demo_image_path) as stored:
         assert (as_stored["width"], as_stored["height"]) == stored.size
     assert (turned["width"], turned["height"]) == upright.size
-    assert turned == only_picture(server.detect(png(np.asarray(upright)), "?exif=true"))
+    assert turned == only_entry(server.detect(png(np.asarray(upright)), "?exif=true"))
     drawn = server.detect(body, "?exif=true&annotated=true&min_score=1")
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(drawn.body)).convert("RGB")), np.asarray(upright))
 
 
 def test_a_server_that_turns_images_leaves_one_as_stored_where_it_is_asked_to(
-    demo_bundle: Path, demo_picture: Path
+    demo_bundle: Path, demo_image_path: Path
 ) -> None:
-    body = turned_by_camera(demo_picture, 6)
+    body = turned_by_camera(demo_image_path, 6)
     with serving(demo_bundle, exif=True, warm_up=SMALL) as server:
-        turned, as_stored = (only_picture(server.detect(body, query)) for query in ("", "?exif=false"))
+        turned, as_stored = (only_entry(server.detect(body, query)) for query in ("", "?exif=false"))
     assert (turned["width"], turned["height"]) == (as_stored["height"], as_stored["width"])
 
 
@@ -231,7 +233,7 @@ def test_a_server_that_turns_images_leaves_one_as_stored_where_it_is_asked_to(
 def test_masks_and_keypoints_are_answered(tmp_path: Path) -> None:
     torch.manual_seed(0)
     detector = EverythingDetector(small_detector()).eval()
-    image = small_picture()[0]
+    image = small_image()[0]
     hybrid_rt.convert(
         detector, ([image],), tmp_path / "all.pt", segments=["detector.backbone"], verify=False, measure=False
     )
@@ -241,49 +243,49 @@ def test_masks_and_keypoints_are_answered(tmp_path: Path) -> None:
     names = tmp_path / "names.txt"
     names.write_text("nothing\none\ntwo\n")
     with serving(tmp_path / "all.pt", warm_up="32x32", labels=names) as small:
-        picture = only_picture(small.detect(png(pixels)))
-        without = only_picture(small.detect(png(pixels), "?masks=false"))
-    assert_found(picture, expected)
-    for i, found in enumerate(picture["detections"]):
+        entry = only_entry(small.detect(png(pixels)))
+        without = only_entry(small.detect(png(pixels), "?masks=false"))
+    assert_found(entry, expected)
+    for i, found in enumerate(entry["detections"]):
         wanted = (expected["masks"][i, 0] >= 0.5).numpy().astype(np.uint8)
         assert np.array_equal(coco_mask.decode(found["mask"]), wanted)
         torch.testing.assert_close(torch.tensor(found["keypoints"]), expected["keypoints"][i], rtol=0, atol=1e-2)
         assert len(found["keypoint_scores"]) == 2
         assert found["class_name"] == found["name"] == ["nothing", "one", "two"][found["label"]]
-    assert {found["mask"]["counts"] for found in picture["detections"]} != {""}
+    assert {found["mask"]["counts"] for found in entry["detections"]} != {""}
     assert not any("mask" in found for found in without["detections"])
 
 
-def test_class_names_are_those_of_the_bundle(server: Server, demo_picture: Path) -> None:
+def test_class_names_are_those_of_the_bundle(server: Server, demo_image_path: Path) -> None:
     (model,) = server.request("/v1/models").json()["models"]
     assert model["class_names"] == list(digits_detector.CLASS_NAMES)
-    detections = only_picture(server.detect(demo_picture))["detections"]
+    detections = only_entry(server.detect(demo_image_path))["detections"]
     assert detections
     for found in detections:
         assert found["class_name"] == found["name"] == digits_detector.CLASS_NAMES[found["label"]]
 
 
 def test_a_bundle_without_class_names_is_answered_without_them(
-    demo_bundle: Path, demo_picture: Path, tmp_path: Path
+    demo_bundle: Path, demo_image_path: Path, tmp_path: Path
 ) -> None:
     nameless = rewrite_manifest(demo_bundle, tmp_path / "digits.pt", lambda manifest: manifest.pop("class_names"))
     with serving(nameless, warm_up=SMALL) as served:
         assert served.request("/v1/models").json()["models"][0]["class_names"] == []
-        for found in only_picture(served.detect(demo_picture))["detections"]:
+        for found in only_entry(served.detect(demo_image_path))["detections"]:
             assert list(found) == ["box", "label", "score"]
         shutil.copy(demo_bundle, tmp_path / "new.pt")
         (tmp_path / "new.pt").replace(nameless)
         served.request("/v1/reload", b"")
-        (best, *_) = only_picture(served.detect(demo_picture))["detections"]
+        (best, *_) = only_entry(served.detect(demo_image_path))["detections"]
         assert best["class_name"] == digits_detector.CLASS_NAMES[best["label"]]
 
 
-def test_a_request_id_goes_through_answer_and_log(server: Server, demo_picture: Path) -> None:
-    answer = server.detect(demo_picture, X_Request_Id="mine-42")
+def test_a_request_id_goes_through_answer_and_log(server: Server, demo_image_path: Path) -> None:
+    answer = server.detect(demo_image_path, X_Request_Id="mine-42")
     assert answer.headers["x-request-id"] == answer.json()["request_id"] == "mine-42"
     entry = server.wait_for("request", request_id="mine-42")
     assert (entry["status"], entry["model"]) == (200, "digits")
-    other = server.detect(demo_picture, X_Request_Id="not in one word")
+    other = server.detect(demo_image_path, X_Request_Id="not in one word")
     assert other.headers["x-request-id"] != "not in one word"
 
 
@@ -303,11 +305,11 @@ def metrics(server: Server) -> dict[str, float]:
     return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
 
 
-def test_metrics_count_what_was_answered(server: Server, demo_picture: Path) -> None:
+def test_metrics_count_what_was_answered(server: Server, demo_image_path: Path) -> None:
     answered = 'hybrid_rt_requests_total{code="200",model="digits"}'
     runs = 'hybrid_rt_stage_seconds_count{model="digits",stage="run"}'
     before = metrics(server)
-    server.detect(demo_picture)
+    server.detect(demo_image_path)
     after = metrics(server)
     assert after[answered] == before.get(answered, 0) + 1
     assert after[runs] == before.get(runs, 0) + 1
@@ -349,20 +351,20 @@ def test_unknown_paths_and_methods(server: Server, path: str, method: str, statu
         ("?unknown=1", 400, "got 'unknown'"),
     ],
 )
-def test_a_wrong_query(server: Server, demo_picture: Path, query: str, status: int, part: str) -> None:
-    assert part in problem(server.detect(demo_picture, query), status)
+def test_a_wrong_query(server: Server, demo_image_path: Path, query: str, status: int, part: str) -> None:
+    assert part in problem(server.detect(demo_image_path, query), status)
 
 
 @pytest.mark.parametrize(
     "content_type", ["image/jpg", "image/*", "IMAGE/PNG", "image/png; charset=binary", "binary/octet-stream"]
 )
-def test_types_as_clients_send_them(server: Server, demo_picture: Path, content_type: str) -> None:
+def test_types_as_clients_send_them(server: Server, demo_image_path: Path, content_type: str) -> None:
     """Checks that the bytes determine the type of an image."""
-    assert server.detect(demo_picture.read_bytes(), content_type=content_type).status == 200
+    assert server.detect(demo_image_path.read_bytes(), content_type=content_type).status == 200
 
 
-def test_bodies_that_are_not_images(server: Server, demo_picture: Path) -> None:
-    whole = demo_picture.read_bytes()
+def test_bodies_that_are_not_images(server: Server, demo_image_path: Path) -> None:
+    whole = demo_image_path.read_bytes()
     assert "expected an image, got no bytes" in problem(server.detect(b""), 400)
     assert "expected a JPEG or PNG" in problem(server.detect(b"GIF89a"), 422)
     assert "undamaged PNG" in problem(server.detect(whole[: len(whole) // 2]), 422)
@@ -376,7 +378,7 @@ def test_bodies_that_are_not_images(server: Server, demo_picture: Path) -> None:
     assert "multipart" in problem(server.detect(body[:100], content_type=content_type), 400)
     body, content_type = form(whole, whole)
     assert "one image" in problem(server.detect(body, "?annotated=true", content_type=content_type), 400)
-    assert server.detect(demo_picture).status == 200
+    assert server.detect(demo_image_path).status == 200
 
 
 def test_an_image_that_would_fill_the_memory_is_refused_by_its_header(server: Server) -> None:
@@ -391,10 +393,10 @@ def test_an_image_too_thin_for_any_detector_is_refused(server: Server) -> None:
     assert "sides of at most 100 to 1, got 2000x1" in problem(server.detect(png(np.zeros((1, 2000, 3), np.uint8))), 422)
 
 
-def test_a_page_of_another_site_can_do_nothing(server: Server, demo_picture: Path) -> None:
-    assert "cross-site" in problem(server.detect(demo_picture, Sec_Fetch_Site="cross-site"), 403)
+def test_a_page_of_another_site_can_do_nothing(server: Server, demo_image_path: Path) -> None:
+    assert "cross-site" in problem(server.detect(demo_image_path, Sec_Fetch_Site="cross-site"), 403)
     assert server.request("/v1/reload", b"", headers={"Sec-Fetch-Site": "cross-site"}).status == 403
-    assert server.detect(demo_picture, Sec_Fetch_Site="same-origin").status == 200
+    assert server.detect(demo_image_path, Sec_Fetch_Site="same-origin").status == 200
 
 
 def test_a_client_that_expects_100_continue_sends_no_useless_body(server: Server) -> None:
@@ -406,29 +408,29 @@ def test_a_client_that_expects_100_continue_sends_no_useless_body(server: Server
         assert connection.recv(4096).startswith(b"HTTP/1.1 415 ")
 
 
-def test_limits_of_bodies_and_of_their_number(demo_bundle: Path, demo_picture: Path) -> None:
-    with serving(demo_bundle, warm_up=SMALL, max_body_mb=1, max_pictures=2) as small:
+def test_limits_of_bodies_and_of_their_number(demo_bundle: Path, demo_image_path: Path) -> None:
+    with serving(demo_bundle, warm_up=SMALL, max_body_mb=1, max_images=2) as small:
         for size in (1_100_000, 1_900_000, 9_000_000):
             assert "1048576 bytes" in problem(small.detect(bytes(size)), 413)
         assert metrics(small)['hybrid_rt_requests_total{code="413",model=""}'] == 3
-        body, content_type = form(*[demo_picture.read_bytes()] * 3)
+        body, content_type = form(*[demo_image_path.read_bytes()] * 3)
         assert "at most 2" in problem(small.detect(body, content_type=content_type), 400)
-        assert small.detect(demo_picture).status == 200
+        assert small.detect(demo_image_path).status == 200
 
 
-def test_without_the_token_nothing_is_disclosed(demo_bundle: Path, demo_picture: Path, tmp_path: Path) -> None:
+def test_without_the_token_nothing_is_disclosed(demo_bundle: Path, demo_image_path: Path, tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("s3cret\n")
     with serving(demo_bundle, warm_up=SMALL, token_file=token) as guarded:
         for path in ("/v1/models", "/metrics", "/nothing"):
             assert guarded.request(path).status == 401
-        answer = guarded.detect(demo_picture)
+        answer = guarded.detect(demo_image_path)
         problem(answer, 401)
         assert answer.headers["www-authenticate"] == "Bearer"
         for wrong in ("Bearer s3cre", "Bearer s3cretx", "Basic s3cret", "s3cret"):
-            assert guarded.detect(demo_picture, Authorization=wrong).status == 401
-        assert guarded.detect(demo_picture, Authorization="Bearer s3cret").status == 200
-        assert guarded.detect(demo_picture, Authorization="bearer s3cret").status == 200
+            assert guarded.detect(demo_image_path, Authorization=wrong).status == 401
+        assert guarded.detect(demo_image_path, Authorization="Bearer s3cret").status == 200
+        assert guarded.detect(demo_image_path, Authorization="bearer s3cret").status == 200
         assert guarded.request("/v1/reload", b"", headers={}).status == 401
         for path in ("/", "/healthz", "/readyz", "/openapi.json"):
             assert guarded.request(path).status == 200
@@ -472,22 +474,22 @@ def all_at_once(count: int, call: Any) -> list[Answer]:
     return answers
 
 
-def test_a_full_queue_has_a_retry_after(demo_bundle: Path, demo_picture: Path) -> None:
+def test_a_full_queue_has_a_retry_after(demo_bundle: Path, demo_image_path: Path) -> None:
     with serving(demo_bundle, workers=1, queue=2, warm_up=SMALL) as busy:
-        answers = all_at_once(12, lambda: busy.detect(demo_picture))
+        answers = all_at_once(12, lambda: busy.detect(demo_image_path))
         refused = [answer for answer in answers if answer.status != 200]
         assert {answer.status for answer in answers} == {200, 503}
         for answer in refused:
             assert "room for 1 in the queue of 2" in problem(answer, 503)
             assert int(answer.headers["retry-after"]) >= 1
-        assert busy.detect(demo_picture).status == 200
+        assert busy.detect(demo_image_path).status == 200
 
 
-def test_a_request_whose_deadline_cannot_be_met_is_not_computed(demo_bundle: Path, demo_picture: Path) -> None:
+def test_a_request_whose_deadline_cannot_be_met_is_not_computed(demo_bundle: Path, demo_image_path: Path) -> None:
     with serving(demo_bundle, workers=1, warm_up=SMALL) as busy:
-        busy.detect(demo_picture)
+        busy.detect(demo_image_path)
         before = metrics(busy)
-        answers = all_at_once(10, lambda: busy.detect(demo_picture, "?deadline_ms=300"))
+        answers = all_at_once(10, lambda: busy.detect(demo_image_path, "?deadline_ms=300"))
         after = metrics(busy)
         by_status = {status: [a for a in answers if a.status == status] for status in (200, 503, 504)}
         assert sum(map(len, by_status.values())) == 10
@@ -500,10 +502,10 @@ def test_a_request_whose_deadline_cannot_be_met_is_not_computed(demo_bundle: Pat
         assert after[run] - before[run] == len(by_status[200])
 
 
-def test_accepted_requests_are_answered_before_shutdown(demo_bundle: Path, demo_picture: Path) -> None:
+def test_accepted_requests_are_answered_before_shutdown(demo_bundle: Path, demo_image_path: Path) -> None:
     with serving(demo_bundle, workers=1, warm_up=SMALL) as stopping:
         answers: list[Answer] = []
-        threads = [threading.Thread(target=lambda: answers.append(stopping.detect(demo_picture))) for _ in range(5)]
+        threads = [threading.Thread(target=lambda: answers.append(stopping.detect(demo_image_path))) for _ in range(5)]
         for thread in threads:
             thread.start()
         while metrics(stopping)['hybrid_rt_queue_length{model="digits"}'] < 4:
@@ -516,13 +518,13 @@ def test_accepted_requests_are_answered_before_shutdown(demo_bundle: Path, demo_
     assert stopping.log[-1]["event"] == "stopped"
 
 
-def test_a_batch_is_answered_like_single_images(demo_bundle: Path, demo_picture: Path) -> None:
+def test_a_batch_is_answered_like_single_images(demo_bundle: Path, demo_image_path: Path) -> None:
     with serving(demo_bundle, workers=1, max_batch=4, max_delay_ms=200, warm_up=SMALL) as batching:
-        body, content_type = form(*[demo_picture.read_bytes()] * 4)
-        pictures = batching.detect(body, content_type=content_type).json()["pictures"]
-        single = only_picture(batching.detect(demo_picture))
-        for picture in pictures:
-            assert [found["label"] for found in picture["detections"]] == [f["label"] for f in single["detections"]]
+        body, content_type = form(*[demo_image_path.read_bytes()] * 4)
+        images = batching.detect(body, content_type=content_type).json()["pictures"]
+        single = only_entry(batching.detect(demo_image_path))
+        for entry in images:
+            assert [found["label"] for found in entry["detections"]] == [f["label"] for f in single["detections"]]
         assert metrics(batching)['hybrid_rt_batch_size_bucket{model="digits",le="2"}'] == 1
         assert metrics(batching)['hybrid_rt_batch_size_bucket{model="digits",le="4"}'] == 5
 
@@ -530,14 +532,14 @@ def test_a_batch_is_answered_like_single_images(demo_bundle: Path, demo_picture:
 # Reloading
 
 
-def test_a_reload_loses_no_request(demo_bundle: Path, demo_picture: Path) -> None:
+def test_a_reload_loses_no_request(demo_bundle: Path, demo_image_path: Path) -> None:
     with serving(demo_bundle, workers=2, warm_up=SMALL) as reloading:
         done = threading.Event()
         statuses: list[int] = []
 
         def client() -> None:
             while not done.is_set():
-                statuses.append(reloading.detect(demo_picture).status)
+                statuses.append(reloading.detect(demo_image_path).status)
 
         threads = [threading.Thread(target=client) for _ in range(3)]
         for thread in threads:
@@ -554,20 +556,20 @@ def test_a_reload_loses_no_request(demo_bundle: Path, demo_picture: Path) -> Non
         assert metrics(reloading)['hybrid_rt_reloads_total{result="success"}'] == 2
 
 
-def test_a_directory_of_bundles_is_read_again(demo_bundle: Path, demo_picture: Path, tmp_path: Path) -> None:
+def test_a_directory_of_bundles_is_read_again(demo_bundle: Path, demo_image_path: Path, tmp_path: Path) -> None:
     models = tmp_path / "models"
     models.mkdir()
     shutil.copy(demo_bundle, models / "one.pt")
     with serving(models, warm_up=SMALL) as served:
-        assert served.detect(demo_picture).json()["model"] == "one"
+        assert served.detect(demo_image_path).json()["model"] == "one"
         shutil.copy(demo_bundle, models / "two.pt")
         assert served.request("/v1/reload", b"").json() == {"reloaded": ["one", "two"]}
-        assert "query model" in problem(served.detect(demo_picture), 400)
-        assert served.detect(demo_picture, "?model=two").json()["model"] == "two"
+        assert "query model" in problem(served.detect(demo_image_path), 400)
+        assert served.detect(demo_image_path, "?model=two").json()["model"] == "two"
         (models / "broken.tmp").write_bytes((models / "one.pt").read_bytes()[:1000])
         os.replace(models / "broken.tmp", models / "one.pt")
         assert "one.pt" in problem(served.request("/v1/reload", b""), 500)
-        assert served.detect(demo_picture, "?model=one").status == 200  # unchanged
+        assert served.detect(demo_image_path, "?model=one").status == 200  # unchanged
         (models / "one.pt").unlink()
         served.request("/v1/reload", b"")
         assert [model["name"] for model in served.request("/v1/models").json()["models"]] == ["two"]
@@ -637,7 +639,7 @@ def test_a_bundle_that_takes_no_batches_is_refused_with_max_batch(tmp_path: Path
                 )
             return found
 
-    image = small_picture()[0]
+    image = small_image()[0]
     hybrid_rt.convert(One().eval(), ([image],), tmp_path / "one.pt", segments="backbone", measure=False)
     with pytest.raises(ServerEnded) as failure, serving(tmp_path / "one.pt", max_batch=2, warm_up="32x32"):
         pass

@@ -169,11 +169,11 @@ def test_a_query_of_too_many_arguments_is_answered(server: Server, argument: byt
 
 
 @pytest.mark.parametrize(("workers", "is_over"), [(1, True), (3, False)])
-def test_a_stuck_worker_is_abandoned(demo_bundle: Path, demo_picture: Path, workers: int, is_over: bool) -> None:
+def test_a_stuck_worker_is_abandoned(demo_bundle: Path, demo_image_path: Path, workers: int, is_over: bool) -> None:
     """Each image takes longer than the limit in this test. The process ends once every worker is stuck."""
     code = 6 if is_over else 0
     with serving(demo_bundle, exit_code=code, workers=workers, threads=1, stuck_seconds=0.001) as running:
-        answer = running.detect(demo_picture)
+        answer = running.detect(demo_image_path)
         assert answer.status == 503
         assert "expected a result within 1 ms, got a worker that is stuck" in answer.json()["detail"]
         assert answer.headers["retry-after"] == "1"
@@ -216,10 +216,10 @@ def test_scans_of_an_image_are_counted(server: Server) -> None:
     assert "more than 500 scans" in answer.json()["detail"]
 
 
-def test_no_worker_is_abandoned_within_its_limit(demo_bundle: Path, demo_picture: Path) -> None:
+def test_no_worker_is_abandoned_within_its_limit(demo_bundle: Path, demo_image_path: Path) -> None:
     for seconds in (0, 60):
         with serving(demo_bundle, stuck_seconds=seconds) as running:
-            assert [running.detect(demo_picture).status for _ in range(3)] == [200] * 3
+            assert [running.detect(demo_image_path).status for _ in range(3)] == [200] * 3
 
 
 @pytest.mark.parametrize(

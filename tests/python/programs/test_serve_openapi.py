@@ -53,17 +53,17 @@ def closed(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def schemathesis(
-    server: Server, document: dict[str, Any], folder: Path, *arguments: str
+    server: Server, document: dict[str, Any], directory: Path, *arguments: str
 ) -> subprocess.CompletedProcess[str]:
-    (folder / "openapi.json").write_text(json.dumps(document))
-    (folder / "schemathesis.toml").write_text(CONFIGURATION)
+    (directory / "openapi.json").write_text(json.dumps(document))
+    (directory / "schemathesis.toml").write_text(CONFIGURATION)
     return subprocess.run(
         [
-            *(Path(sys.executable).parent / "schemathesis", "--config-file", folder / "schemathesis.toml"),
-            *("run", folder / "openapi.json", "--url", server.url, "--checks", "all", "--seed", "1"),
+            *(Path(sys.executable).parent / "schemathesis", "--config-file", directory / "schemathesis.toml"),
+            *("run", directory / "openapi.json", "--url", server.url, "--checks", "all", "--seed", "1"),
             *("--max-examples", "15", "--continue-on-failure", "--no-color", *arguments),
         ],
-        cwd=folder,  # where it writes its files
+        cwd=directory,  # where it writes its files
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "helpers")},
         capture_output=True,
         text=True,

@@ -81,9 +81,9 @@ class Opened(OpenedPage):
         return [url for url in self.requests if "/v1/detect" in url]
 
 
-def sides(box: list[float], picture: dict[str, Any]) -> list[tuple[float, float]]:
+def sides(box: list[float], entry: dict[str, Any]) -> list[tuple[float, float]]:
     """Returns points on the left, right and lower side of a box as fractions; the upper one may be under a label."""
-    x1, y1, x2, y2 = (value / picture[side] for value, side in zip(box, ("width", "height") * 2, strict=True))
+    x1, y1, x2, y2 = (value / entry[side] for value, side in zip(box, ("width", "height") * 2, strict=True))
     return [(x1, (y1 + y2) / 2), (x2, (y1 + y2) / 2), ((x1 + x2) / 2, y2)]
 
 
@@ -92,32 +92,32 @@ def area(box: list[float]) -> float:
 
 
 def test_the_boxes_of_the_answer_are_on_the_image(
-    browser: Browser, server: Server, demo_picture: Path, tmp_path: Path
+    browser: Browser, server: Server, demo_image_path: Path, tmp_path: Path
 ) -> None:
-    (picture,) = server.detect(demo_picture).json()["pictures"]
+    (entry,) = server.detect(demo_image_path).json()["pictures"]
     opened = Opened(browser, server)
-    opened.choose(demo_picture, min_score=0)
+    opened.choose(demo_image_path, min_score=0)
     page = opened.page
-    assert opened.rows == len(picture["detections"]) > 0
-    assert page.inner_text("#count") == str(len(picture["detections"]))
+    assert opened.rows == len(entry["detections"]) > 0
+    assert page.inner_text("#count") == str(len(entry["detections"]))
 
     image, drawing = (page.locator(selector).bounding_box() for selector in ("#picture", "#drawing"))
     assert image == pytest.approx(drawing, abs=1)
-    assert image["width"] / image["height"] == pytest.approx(picture["width"] / picture["height"], rel=0.01)
-    for found in picture["detections"]:
-        assert all(opacity > 150 for opacity in opened.opacities(*sides(found["box"], picture)))
+    assert image["width"] / image["height"] == pytest.approx(entry["width"] / entry["height"], rel=0.01)
+    for found in entry["detections"]:
+        assert all(opacity > 150 for opacity in opened.opacities(*sides(found["box"], entry)))
     assert opened.opacities((0.001, 0.001), (0.999, 0.001)) == [0, 0]
 
     texts = page.locator("#rows tr").all_inner_texts()
-    for text, found in zip(texts, sorted(picture["detections"], key=lambda found: -found["score"]), strict=True):
+    for text, found in zip(texts, sorted(entry["detections"], key=lambda found: -found["score"]), strict=True):
         assert found["class_name"] in text
         assert f"{found['score']:.2f}" in text
-    smallest, *_, largest = sorted(picture["detections"], key=lambda found: area(found["box"]))
-    (x, _), (_, y) = sides(smallest["box"], picture)[2], sides(smallest["box"], picture)[0]
+    smallest, *_, largest = sorted(entry["detections"], key=lambda found: area(found["box"]))
+    (x, _), (_, y) = sides(smallest["box"], entry)[2], sides(smallest["box"], entry)[0]
     page.hover("#drawing", position={"x": x * drawing["width"], "y": y * drawing["height"]})
     opened.settle()
     assert f"{smallest['score']:.2f}" in page.inner_text("#rows tr.chosen")
-    assert max(opened.opacities(*sides(largest["box"], picture)[:1])) < 255
+    assert max(opened.opacities(*sides(largest["box"], entry)[:1])) < 255
 
     assert "ms on the server" in page.inner_text("#timing")
     assert "backbone on openvino" in page.inner_text("#engines")
@@ -136,9 +136,11 @@ def test_colours_are_those_of_the_other_programs(browser: Browser, server: Serve
     assert inks == ["#{:02x}{:02x}{:02x}".format(*text_colour(tuple(colour))) for colour in colours]
 
 
-def test_long_names_are_cut_and_labels_stay_on_the_image(browser: Browser, server: Server, demo_picture: Path) -> None:
-    with Image.open(demo_picture) as picture:
-        width, height = picture.size
+def test_long_names_are_cut_and_labels_stay_on_the_image(
+    browser: Browser, server: Server, demo_image_path: Path
+) -> None:
+    with Image.open(demo_image_path) as entry:
+        width, height = entry.size
     boxes = [[-50.0, -50.0, width + 50.0, height + 50.0], [width - 5.0, height - 5.0, width + 0.0, height + 0.0]]
     detections = [
         {"box": box, "label": i, "class_name": "猫" * 400, "score": 0.9 - i / 10} for i, box in enumerate(boxes)
@@ -152,7 +154,7 @@ def test_long_names_are_cut_and_labels_stay_on_the_image(browser: Browser, serve
     }
     opened = Opened(browser, server)
     opened.page.route("**/v1/detect*", lambda route: route.fulfill(json=answer))
-    opened.choose(demo_picture)
+    opened.choose(demo_image_path)
     assert opened.opacities((0.002, 0.01), (0.9, 0.96)) == [255, 255]
     text = opened.page.evaluate(
         "fitted(document.createElement('canvas').getContext('2d'), 'x'.repeat(99), ' 0.90', 1e4)"
@@ -161,12 +163,12 @@ def test_long_names_are_cut_and_labels_stay_on_the_image(browser: Browser, serve
     assert opened.errors == []
 
 
-def test_the_slider_filters_without_a_request(browser: Browser, server: Server, demo_picture: Path) -> None:
-    (picture,) = server.detect(demo_picture).json()["pictures"]
-    scores = sorted(found["score"] for found in picture["detections"])
+def test_the_slider_filters_without_a_request(browser: Browser, server: Server, demo_image_path: Path) -> None:
+    (entry,) = server.detect(demo_image_path).json()["pictures"]
+    scores = sorted(found["score"] for found in entry["detections"])
     between = round((scores[0] + scores[-1]) / 2, 2)
     opened = Opened(browser, server)
-    opened.choose(demo_picture, min_score=0)
+    opened.choose(demo_image_path, min_score=0)
     assert len(opened.detections) == 1
     opened.page.fill("#min-score", str(between))
     opened.settle()
@@ -174,11 +176,11 @@ def test_the_slider_filters_without_a_request(browser: Browser, server: Server, 
     assert 0 < left < len(scores)
     assert opened.rows == left
     assert opened.page.inner_text("#count") == f"{left} of {len(scores)}"
-    (lowest,) = [found for found in picture["detections"] if found["score"] == scores[0]]
-    hidden = opened.opacities(*sides(lowest["box"], picture))
+    (lowest,) = [found for found in entry["detections"] if found["score"] == scores[0]]
+    hidden = opened.opacities(*sides(lowest["box"], entry))
     opened.page.fill("#min-score", "0")
     opened.settle()
-    assert sum(hidden) < sum(opened.opacities(*sides(lowest["box"], picture)))
+    assert sum(hidden) < sum(opened.opacities(*sides(lowest["box"], entry)))
     opened.page.fill("#min-score", "1")
     assert "Lower the minimum score" in opened.page.inner_text("#empty")
     assert len(opened.detections) == 1
@@ -186,13 +188,13 @@ def test_the_slider_filters_without_a_request(browser: Browser, server: Server, 
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(WIDE, "light"), (WIDE, "dark"), (NARROW, "light"), (NARROW, "dark")])
-def test_the_page_renders(browser: Browser, server: Server, demo_picture: Path, width: int, scheme: str) -> None:
+def test_the_page_renders(browser: Browser, server: Server, demo_image_path: Path, width: int, scheme: str) -> None:
     opened = Opened(browser, server, width, scheme)
     page = opened.page
     assert page.title() == "hybrid-rt-serve"
     for chosen in (False, True):
         if chosen:
-            opened.choose(demo_picture, min_score=0)
+            opened.choose(demo_image_path, min_score=0)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         contrasts = page.evaluate(CONTRASTS)
         assert len(contrasts) > (20 if chosen else 5)
@@ -206,9 +208,9 @@ def test_the_page_has_light_and_dark(browser: Browser, server: Server) -> None:
     assert light != dark
 
 
-def test_the_page_requests_nothing_from_other_hosts(browser: Browser, server: Server, demo_picture: Path) -> None:
+def test_the_page_requests_nothing_from_other_hosts(browser: Browser, server: Server, demo_image_path: Path) -> None:
     opened = Opened(browser, server)
-    opened.choose(demo_picture)
+    opened.choose(demo_image_path)
     asked = [url for url in opened.requests if not url.startswith(("data:", f"blob:{server.url}"))]
     assert asked == [f"{server.url}/", f"{server.url}/v1/models", f"{server.url}/v1/detect"]
     assert opened.errors == []
@@ -220,12 +222,12 @@ def test_the_page_requests_nothing_from_other_hosts(browser: Browser, server: Se
 
 
 def test_a_broken_file_gets_the_servers_reason(
-    browser: Browser, server: Server, demo_picture: Path, tmp_path: Path
+    browser: Browser, server: Server, demo_image_path: Path, tmp_path: Path
 ) -> None:
     broken = tmp_path / "broken.png"
-    broken.write_bytes(demo_picture.read_bytes()[:500])
+    broken.write_bytes(demo_image_path.read_bytes()[:500])
     opened = Opened(browser, server)
-    opened.choose(demo_picture, min_score=0)
+    opened.choose(demo_image_path, min_score=0)
     opened.choose(broken)
     page = opened.page
     expected = server.detect(broken).json()
@@ -234,13 +236,13 @@ def test_a_broken_file_gets_the_servers_reason(
     assert page.inner_text("#error-detail") == expected["detail"].partition("]: ")[2]
     assert page.inner_text("#error-id").startswith("Request ")
     assert opened.rows == 0
-    opened.choose(demo_picture)
+    opened.choose(demo_image_path)
     assert page.locator("#error").is_hidden()
     assert opened.rows > 0
     assert [error for error in opened.errors if not error.startswith(EXPECTED)] == []
 
 
-def test_the_keyboard_suffices(browser: Browser, server: Server, demo_picture: Path) -> None:
+def test_the_keyboard_suffices(browser: Browser, server: Server, demo_image_path: Path) -> None:
     opened = Opened(browser, server)
     page = opened.page
     page.keyboard.press("Tab")
@@ -248,7 +250,7 @@ def test_the_keyboard_suffices(browser: Browser, server: Server, demo_picture: P
     assert page.evaluate("getComputedStyle(document.getElementById('drop')).outlineStyle") == "solid"
     with page.expect_file_chooser() as chooser:
         page.keyboard.press("Enter")
-    chooser.value.set_files(demo_picture)
+    chooser.value.set_files(demo_image_path)
     page.wait_for_selector("#rows tr")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "min-score"
@@ -259,7 +261,7 @@ def test_the_keyboard_suffices(browser: Browser, server: Server, demo_picture: P
     assert page.locator("#rows tr.chosen").count() == 1
 
 
-def test_an_image_can_be_dropped(browser: Browser, server: Server, demo_picture: Path) -> None:
+def test_an_image_can_be_dropped(browser: Browser, server: Server, demo_image_path: Path) -> None:
     opened = Opened(browser, server)
     page = opened.page
     data = page.evaluate_handle(
@@ -268,7 +270,7 @@ def test_an_image_can_be_dropped(browser: Browser, server: Server, demo_picture:
           transfer.items.add(new File([new Uint8Array(bytes)], "dropped.png", { type: "image/png" }));
           return transfer;
         }""",
-        list(demo_picture.read_bytes()),
+        list(demo_image_path.read_bytes()),
     )
     page.dispatch_event("#drop", "dragenter", {"dataTransfer": data})
     assert "dragged" in page.locator("body").get_attribute("class")
@@ -280,24 +282,26 @@ def test_an_image_can_be_dropped(browser: Browser, server: Server, demo_picture:
 
 
 def test_a_rotated_photograph_is_shown_as_the_server_reads_it(
-    browser: Browser, server: Server, demo_picture: Path, tmp_path: Path
+    browser: Browser, server: Server, demo_image_path: Path, tmp_path: Path
 ) -> None:
     turned = tmp_path / "turned.jpg"
-    with Image.open(demo_picture) as picture:
-        exif = picture.getexif()
+    with Image.open(demo_image_path) as entry:
+        exif = entry.getexif()
         exif[0x0112] = 6  # rotated by 90 degrees
-        picture.convert("RGB").save(turned, quality=95, exif=exif)
+        entry.convert("RGB").save(turned, quality=95, exif=exif)
     opened = Opened(browser, server)
     opened.choose(turned)
     box = opened.page.locator("#picture").bounding_box()
     shot = Image.open(io.BytesIO(opened.page.locator("#picture").screenshot())).convert("RGB")
-    with Image.open(turned) as picture:
-        assert box["width"] / box["height"] == pytest.approx(picture.width / picture.height, rel=0.02)
-        as_it_lies = picture.convert("RGB").resize(shot.size)
+    with Image.open(turned) as entry:
+        assert box["width"] / box["height"] == pytest.approx(entry.width / entry.height, rel=0.02)
+        as_it_lies = entry.convert("RGB").resize(shot.size)
     assert np.abs(np.asarray(shot, dtype=float) - np.asarray(as_it_lies, dtype=float)).mean() < 20
 
 
-def test_a_missing_token_is_requested(browser: Browser, demo_bundle: Path, demo_picture: Path, tmp_path: Path) -> None:
+def test_a_missing_token_is_requested(
+    browser: Browser, demo_bundle: Path, demo_image_path: Path, tmp_path: Path
+) -> None:
     (tmp_path / "token").write_text(f"{TOKEN}\n")
     with serving(demo_bundle, token_file=tmp_path / "token") as server:
         opened = Opened(browser, server)
@@ -311,7 +315,7 @@ def test_a_missing_token_is_requested(browser: Browser, demo_bundle: Path, demo_
         page.fill("#token", TOKEN)
         page.keyboard.press("Enter")
         page.wait_for_selector("#token-form", state="hidden")
-        opened.choose(demo_picture)
+        opened.choose(demo_image_path)
         assert opened.rows > 0
         assert TOKEN not in page.inner_text("body")
         assert '-H "Authorization: Bearer $TOKEN"' in page.locator("#curl").text_content()
@@ -319,13 +323,13 @@ def test_a_missing_token_is_requested(browser: Browser, demo_bundle: Path, demo_
 
 
 def test_one_of_several_models_is_chosen(
-    browser: Browser, demo_bundle: Path, demo_picture: Path, tmp_path: Path
+    browser: Browser, demo_bundle: Path, demo_image_path: Path, tmp_path: Path
 ) -> None:
     for name in ("first", "second"):
         (tmp_path / f"{name}.pt").symlink_to(demo_bundle)
     with serving(tmp_path / "first.pt", tmp_path / "second.pt") as server:
         opened = Opened(browser, server)
-        opened.choose(demo_picture)
+        opened.choose(demo_image_path)
         assert opened.page.inner_text("#engines").startswith("first: ")
         with opened.page.expect_response("**/v1/detect?model=second"):
             opened.page.select_option("#model", "second")
@@ -334,29 +338,29 @@ def test_one_of_several_models_is_chosen(
 
 
 def test_the_answer_and_the_image_can_be_saved(
-    browser: Browser, server: Server, demo_picture: Path, tmp_path: Path
+    browser: Browser, server: Server, demo_image_path: Path, tmp_path: Path
 ) -> None:
     opened = Opened(browser, server)
-    opened.choose(demo_picture)
+    opened.choose(demo_image_path)
     with opened.page.expect_download() as download:
         opened.page.click("#save-json")
     download.value.save_as(tmp_path / "answer.json")
     saved = json.loads((tmp_path / "answer.json").read_text())
-    assert saved["pictures"] == server.detect(demo_picture).json()["pictures"]
+    assert saved["pictures"] == server.detect(demo_image_path).json()["pictures"]
     with opened.page.expect_download() as download:
         opened.page.click("#save-picture")
-    assert download.value.suggested_filename == f"{demo_picture.stem}-boxes.png"
+    assert download.value.suggested_filename == f"{demo_image_path.stem}-boxes.png"
     download.value.save_as(tmp_path / "boxes.png")
-    with Image.open(tmp_path / "boxes.png") as annotated, Image.open(demo_picture) as picture:
-        assert annotated.size == picture.size
+    with Image.open(tmp_path / "boxes.png") as annotated, Image.open(demo_image_path) as entry:
+        assert annotated.size == entry.size
     assert opened.errors == []
 
 
 def test_masks_and_names_of_an_answer_are_shown(
-    browser: Browser, server: Server, demo_picture: Path, tmp_path: Path
+    browser: Browser, server: Server, demo_image_path: Path, tmp_path: Path
 ) -> None:
-    with Image.open(demo_picture) as picture:
-        width, height = picture.size
+    with Image.open(demo_image_path) as entry:
+        width, height = entry.size
     inside = np.zeros((height, width), np.uint8, order="F")
     inside[height // 4 : height // 2, width // 3 : width // 2] = 1
     code = coco_mask.encode(inside)
@@ -386,7 +390,7 @@ def test_masks_and_names_of_an_answer_are_shown(
     }
     opened = Opened(browser, server)
     opened.page.route("**/v1/detect*", lambda route: route.fulfill(json=answer))
-    opened.choose(demo_picture)
+    opened.choose(demo_image_path)
     page = opened.page
     assert opened.rows == 1
     assert name in page.inner_text("#rows")

@@ -20,8 +20,8 @@ from tools.benchmarks.first_try_detectors import DETECTORS, DetectorCase, lively
 class Refused(SmallDetector):
     """Reads values in code that can be neither scripted, exported nor traced."""
 
-    def forward(self, pictures: Tensor) -> Any:
-        return super().forward(pictures), object()
+    def forward(self, images: Tensor) -> Any:
+        return super().forward(images), object()
 
 
 def test_the_table_has_a_row_per_detector_and_leaves_the_speed_out() -> None:

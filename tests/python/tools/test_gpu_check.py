@@ -406,7 +406,7 @@ def test_the_bare_engine_needs_the_vendor(tools: SimpleNamespace, monkeypatch: p
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["/nonexistent.pt"], "/nonexistent.pt: expected a bundle, or a folder of extracted files, got none."),
+        (["/nonexistent.pt"], "/nonexistent.pt: expected a bundle, or a directory of extracted files, got none."),
         ([".", "--shape", "1x3xa"], "--shape: expected sizes such as 1x3x800x1088, got '1x3xa'."),
     ],
     ids=str,

@@ -98,21 +98,21 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, demo_bundle: Path) -> Path:
+def directory(tmp_path_factory: pytest.TempPathFactory, demo_bundle: Path) -> Path:
     """Returns the directory written by a run of a few seconds."""
-    folder = tmp_path_factory.mktemp("load")
+    directory = tmp_path_factory.mktemp("load")
     done = run(
         *("--model", demo_bundle, "--size", 120, 160, "--workers", 1, 2, "--limit-seconds", 0.5, "--seconds", 0.5),
-        *("--shares", 50, 100, "--overload-seconds", 1, "--deadline-ms", 200, "--queue", 4, "--output", folder),
+        *("--shares", 50, 100, "--overload-seconds", 1, "--deadline-ms", 200, "--queue", 4, "--output", directory),
     )
     assert done.returncode == 0, done.stderr
     assert "## The limit" in done.stdout
-    return folder
+    return directory
 
 
 @pytest.fixture(scope="module")
-def results(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "load.json").read_text())
+def results(directory: Path) -> dict[str, Any]:
+    return json.loads((directory / "load.json").read_text())
 
 
 def check_load(load: dict[str, Any]) -> None:
@@ -166,13 +166,13 @@ def test_the_overload_says_what_became_of_each_request(results: dict[str, Any]) 
 
 @pytest.mark.slow
 @pytest.mark.service
-def test_the_files_are_whole(folder: Path, results: dict[str, Any]) -> None:
-    names = {path.name for path in folder.iterdir()}
+def test_the_files_are_whole(directory: Path, results: dict[str, Any]) -> None:
+    names = {path.name for path in directory.iterdir()}
     assert names == {"load.json", "load.md", "load.png", "server-1.log", "server-2.log"}
-    assert (folder / "load.md").read_text() == load_test_report.markdown(results)
-    with Image.open(folder / "load.png") as plot:
+    assert (directory / "load.md").read_text() == load_test_report.markdown(results)
+    with Image.open(directory / "load.png") as plot:
         assert len(plot.convert("RGB").getcolors(1 << 24) or []) > 100
-    for log in folder.glob("*.log"):
+    for log in directory.glob("*.log"):
         assert all(isinstance(json.loads(line), dict) for line in log.read_text().splitlines())
 
 

@@ -25,8 +25,8 @@ class Backbone(nn.Module):
         super().__init__()
         self.convolution = nn.Conv2d(3, 4, 3, padding=1)
 
-    def forward(self, pictures: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        features = self.convolution(pictures)
+    def forward(self, images: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        features = self.convolution(images)
         return {"all": (features, features.argmax(1))}
 
 
@@ -35,12 +35,12 @@ class Detector(nn.Module):
         super().__init__()
         self.backbone: nn.Module = Backbone()
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        features, best = self.backbone(pictures)["all"]
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features, best = self.backbone(images)["all"]
         return features.relu().mean((2, 3)), best + 1
 
 
-def pictures(batch: int = 1, height: int = 16, width: int = 24) -> Tensor:
+def images(batch: int = 1, height: int = 16, width: int = 24) -> Tensor:
     return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
 
 
@@ -52,7 +52,7 @@ def detector() -> Detector:
 
 def hybrid(ranges: list[tuple[int, int]] | None) -> Detector:
     """Returns the detector with an engine in place of the backbone."""
-    program = capture_alone(detector(), "backbone", [(pictures(),)], ranges)
+    program = capture_alone(detector(), "backbone", [(images(),)], ranges)
     made = Detector()
     made.backbone = engine_module(program, [registry.backend("torchscript").compile(program, "fp32")])
     return made.eval()
@@ -81,29 +81,29 @@ def test_the_schema_is_what_files_and_cpp_hosts_call() -> None:
 
 
 def test_export_knows_static_shapes_and_dtypes() -> None:
-    exported = torch.export.export(hybrid(STATIC), (pictures(),))
+    exported = torch.export.export(hybrid(STATIC), (images(),))
     features, best = op_values(exported)
     assert features.shape == (1, 4, 16, 24)
     assert features.dtype == torch.float32
     assert best.shape == (1, 16, 24)
     assert best.dtype == torch.int64
-    assert_same(exported.module()(pictures()), detector()(pictures()))
+    assert_same(exported.module()(images()), detector()(images()))
 
 
 def test_export_leaves_free_what_the_spec_leaves_free() -> None:
     auto = torch.export.Dim.AUTO
-    exported = torch.export.export(hybrid(DYNAMIC), (pictures(2),), dynamic_shapes=({0: auto, 2: auto, 3: auto},))
+    exported = torch.export.export(hybrid(DYNAMIC), (images(2),), dynamic_shapes=({0: auto, 2: auto, 3: auto},))
     features, best = op_values(exported)
     assert [isinstance(size, torch.SymInt) for size in features.shape] == [True, False, True, True]
     assert features.shape[1] == 4
     assert best.dim() == 3
     for size in ((2, 16, 24), (4, 40, 9)):
-        assert_same(exported.module()(pictures(*size)), detector()(pictures(*size)))
+        assert_same(exported.module()(images(*size)), detector()(images(*size)))
 
 
 def test_export_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        torch.export.export(hybrid(STATIC), (pictures(),))
+        torch.export.export(hybrid(STATIC), (images(),))
     assert not [record.getMessage() for record in caplog.records if "hybrid_rt" in record.getMessage()]
 
 
@@ -117,34 +117,34 @@ def test_compile_takes_the_whole_graph(ranges: list[tuple[int, int]] | None) -> 
         return graph
 
     compiled = torch.compile(hybrid(ranges), fullgraph=True, backend=keep)
-    assert_same(compiled(pictures()), detector()(pictures()))
+    assert_same(compiled(images()), detector()(images()))
     assert targets.count(torch.ops.hybrid_rt.run_engine) + targets.count(torch.ops.hybrid_rt.run_engine.default) == 1
     if ranges is not STATIC:
-        assert_same(compiled(pictures(3, 32, 40)), detector()(pictures(3, 32, 40)))
+        assert_same(compiled(images(3, 32, 40)), detector()(images(3, 32, 40)))
 
 
 def test_compile_with_the_eager_backend() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(hybrid(STATIC), fullgraph=True, backend="eager")
-    assert_same(compiled(pictures()), detector()(pictures()))
+    assert_same(compiled(images()), detector()(images()))
 
 
 def test_compile_through_aot_autograd() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(hybrid(STATIC), fullgraph=True, backend="aot_eager")
-    assert_same(compiled(pictures()), detector()(pictures()))
+    assert_same(compiled(images()), detector()(images()))
 
 
 def test_the_run_method_is_seen_too() -> None:
     torch._dynamo.reset()
     engine = engine_of(hybrid(STATIC))
     compiled = torch.compile(lambda x: engine.run([x])[0] + 1, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(pictures()), engine.run([pictures()])[0] + 1)
+    torch.testing.assert_close(compiled(images()), engine.run([images()])[0] + 1)
 
 
 def test_meta_tensors_give_meta_tensors_without_running() -> None:
     engine = engine_of(hybrid(STATIC))
-    features, best = torch.ops.hybrid_rt.run_engine(engine, [pictures().to("meta")])
+    features, best = torch.ops.hybrid_rt.run_engine(engine, [images().to("meta")])
     assert (features.device.type, best.device.type) == ("meta", "meta")
     assert (features.shape, best.shape) == ((1, 4, 16, 24), (1, 16, 24))
     assert best.dtype == torch.int64
@@ -153,7 +153,7 @@ def test_meta_tensors_give_meta_tensors_without_running() -> None:
 
 def test_meta_tensors_need_static_shapes() -> None:
     with pytest.raises(RuntimeError, match=r"hybrid_rt\[engine\]: engine 'backbone', output 'all.0': expected a fixed"):
-        torch.ops.hybrid_rt.run_engine(engine_of(hybrid(DYNAMIC)), [pictures().to("meta")])
+        torch.ops.hybrid_rt.run_engine(engine_of(hybrid(DYNAMIC)), [images().to("meta")])
 
 
 @pytest.mark.parametrize("sizes", [(5, 4), (0, 4)], ids=["boxes", "no boxes"])
@@ -172,7 +172,7 @@ def test_export_of_a_head_with_its_operators() -> None:
             return kept, torch.ops.hybrid_rt.roi_align(features, rois, 1.0, 2, 2, 2, False)
 
     boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 4.0, 4.1], [2.0, 2.0, 6.0, 7.0]])
-    inputs = (pictures(), boxes, torch.tensor([0.5, 0.9, 0.7]))
+    inputs = (images(), boxes, torch.tensor([0.5, 0.9, 0.7]))
     exported = torch.export.export(Head(), inputs)
     kept, pooled = exported.module()(*inputs)
     assert kept.tolist() == [1, 2]

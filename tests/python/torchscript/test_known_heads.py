@@ -34,8 +34,8 @@ class Pyramid(nn.Module):
         self.first = nn.Conv2d(3, 32, 3, stride=4, padding=1)
         self.second = nn.Conv2d(32, 32, 3, stride=2, padding=1)
 
-    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        first = self.first(pictures)
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        first = self.first(images)
         return {"0": first, "1": self.second(first)}
 
 
@@ -111,7 +111,7 @@ def replaced(detector: nn.Module) -> set[str]:
     }
 
 
-def pictures(seed: int, name: str = "") -> list[Tensor]:
+def images(seed: int, name: str = "") -> list[Tensor]:
     """Returns images. SSD's already have its size, because resized pixels differ by rounding (test_known_parts.py)."""
     generator = torch.Generator().manual_seed(seed)
     sizes = ((64, 64), (64, 64) if name == "SSD" else (50, 64))
@@ -136,7 +136,7 @@ def test_a_known_head_gives_the_same_as_torchvisions(name: str) -> None:
     assert replaced(ours)
     assert replaced(detector) == set()
     for seed in range(3):
-        assert assert_equal(detector(pictures(seed, name)), ours(pictures(seed, name))) > 10
+        assert assert_equal(detector(images(seed, name)), ours(images(seed, name))) > 10
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_a_known_head_gives_the_same_as_torchvisions(name: str) -> None:
 def test_a_known_head_gives_the_same_as_torchscript(name: str) -> None:
     detector = spread(DETECTORS[name](), 1)
     scripted = jit.script_detector(with_operators(detector), ObservedTypes())
-    assert assert_equal(detector(pictures(0, name)), scripted(pictures(0, name))) > 10
+    assert assert_equal(detector(images(0, name)), scripted(images(0, name))) > 10
 
 
 @pytest.mark.parametrize("name", DETECTORS)
@@ -156,7 +156,7 @@ def test_a_known_head_without_detections(name: str) -> None:
     for module in detector.modules():
         if hasattr(module, "score_thresh"):
             module.score_thresh = 1.5
-    assert assert_equal(detector(pictures(0)), with_operators(detector)(pictures(0))) == 0
+    assert assert_equal(detector(images(0)), with_operators(detector)(images(0))) == 0
 
 
 def test_the_sources_of_this_torchvision_are_known() -> None:

@@ -13,11 +13,11 @@ from models import digits_data, digits_detector
 
 pytestmark = pytest.mark.slow
 
-PICTURES = 200
+IMAGES = 200
 
 
 def test_map_in_bf16_is_that_of_eager(tmp_path: Path, demo_detector: FasterRCNN, demo_image: Tensor) -> None:
-    samples = digits_data.make_split("held_out", PICTURES, seed=0)
+    samples = digits_data.make_split("held_out", IMAGES, seed=0)
     path = tmp_path / "bf16.pt"
     hybrid_rt.convert(demo_detector, ([demo_image],), path, precision="bf16", measure=False)
     hybrid = hybrid_rt.load(path, emulate_precision=True)

@@ -247,7 +247,7 @@ def test_an_image_of_another_size_than_annotated(annotations: Callable[..., Coco
 
 def test_an_image_that_is_damaged(tmp_path: Path) -> None:
     shutil.copytree(HELD_OUT, tmp_path / "copy")
-    (tmp_path / "copy" / "held_out_28_00000.png").write_text("no picture")
+    (tmp_path / "copy" / "held_out_28_00000.png").write_text("no image")
     truth = coco.read(CocoDataset(ANNOTATIONS, tmp_path / "copy"))
     with pytest.raises(OptionError, match=r"hybrid_rt\[verify\]: image .*00000.png: expected an image file, got "):
         coco.compare(Oracle(), Oracle(), truth, 0.005)
@@ -326,7 +326,7 @@ def test_convert_with_a_gate(
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (["--coco-images", "folder"], "--coco-images, --coco-limit: expected --coco as well, got none"),
+        (["--coco-images", "directory"], "--coco-images, --coco-limit: expected --coco as well, got none"),
         (["--coco-limit", "5"], "--coco-images, --coco-limit: expected --coco as well, got none"),
         (["--coco", "no.json"], "annotations no.json: expected a JSON file, got No such file"),
         (["--coco", ANNOTATIONS, "--max-map-drop", "-1"], "max_map_drop: expected a number of 0 or more"),

@@ -25,7 +25,7 @@ from helpers.bundle_surgery import (
     save_with_backends,
     save_with_torchscript,
 )
-from helpers.small_detectors import small_detector, small_list_detector, small_picture, small_pictures
+from helpers.small_detectors import small_detector, small_image, small_images, small_list_detector
 from hybrid_rt import THRESHOLDS, BackendError, BundleError, Thresholds, verify_golden
 from hybrid_rt.bundle.manifest import Golden, Manifest
 from hybrid_rt.cli.main import main
@@ -43,13 +43,13 @@ BF16 = THRESHOLDS["bf16"]
 def list_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns a bundle that maps two images of different sizes to a list of dicts. Do not modify it."""
     path = tmp_path_factory.mktemp("golden") / "list.pt"
-    return save_with_torchscript(path, small_list_detector(), (small_pictures(),))
+    return save_with_torchscript(path, small_list_detector(), (small_images(),))
 
 
 @pytest.fixture(scope="module")
 def tuple_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns a bundle that maps a batch to a tuple of tensors. Do not modify it."""
-    return save_with_torchscript(tmp_path_factory.mktemp("golden") / "tuple.pt", small_detector(), (small_picture(),))
+    return save_with_torchscript(tmp_path_factory.mktemp("golden") / "tuple.pt", small_detector(), (small_image(),))
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +99,8 @@ class Levels(nn.Module):
         super().__init__()
         self.backbone = nn.Conv2d(3, 4, 3)
 
-    def forward(self, pictures: dict[int, Tensor]) -> dict[int, Tensor]:
-        return {stride: self.backbone(picture) for stride, picture in pictures.items()}
+    def forward(self, images: dict[int, Tensor]) -> dict[int, Tensor]:
+        return {stride: self.backbone(image) for stride, image in images.items()}
 
 
 def test_dicts_by_number_are_samples_too(program: str, tmp_path: Path) -> None:
@@ -123,19 +123,19 @@ def test_dicts_by_number_are_samples_too(program: str, tmp_path: Path) -> None:
 
 
 def test_an_image_of_8_bits_takes_one_byte_per_value_and_stays_exact(tmp_path: Path) -> None:
-    picture = torch.randint(0, 256, (3, 40, 50), generator=torch.Generator().manual_seed(0)).float() / 255
-    description, data = pack(GoldenSample((picture,), picture[0], "fp32", FP32, True))
+    image = torch.randint(0, 256, (3, 40, 50), generator=torch.Generator().manual_seed(0)).float() / 255
+    description, data = pack(GoldenSample((image,), image[0], "fp32", FP32, True))
     assert description["inputs"][0]["stored"] == "8 bit"
     assert len(data or b"") == 4 * 40 * 50
-    assert torch.equal(roundtrip(tmp_path, (picture,), torch.zeros(1)).inputs[0], picture)
+    assert torch.equal(roundtrip(tmp_path, (image,), torch.zeros(1)).inputs[0], image)
 
 
 @pytest.mark.parametrize("value", [0.5, 1.0000001, -1 / 255])
 def test_an_image_that_is_not_exactly_of_8_bits_stays_as_it_is(tmp_path: Path, value: float) -> None:
-    picture = torch.tensor([0.0, 1.0, value])
-    description, _ = pack(GoldenSample((picture,), picture, "fp32", FP32, True))
+    image = torch.tensor([0.0, 1.0, value])
+    description, _ = pack(GoldenSample((image,), image, "fp32", FP32, True))
     assert description["inputs"][0]["stored"] == "raw"
-    assert torch.equal(roundtrip(tmp_path, (picture,), picture).inputs[0], picture)
+    assert torch.equal(roundtrip(tmp_path, (image,), image).inputs[0], image)
 
 
 def test_masks_are_stored_as_what_is_compared(tmp_path: Path) -> None:
@@ -167,10 +167,10 @@ def test_unusable_samples_are_left_out_with_the_reason(inputs: tuple[Any, ...], 
 
 def test_convert_stores_the_example_and_the_detections(list_bundle: Path) -> None:
     sample = read(list_bundle)
-    pictures = [small_picture()[0], small_picture(48, 40)[0]]
+    images = [small_image()[0], small_image(48, 40)[0]]
     (stored,) = sample.inputs
-    assert all(torch.equal(want, have) for want, have in zip(pictures, stored, strict=True))
-    for want, have in zip(small_list_detector()(pictures), sample.expected, strict=True):
+    assert all(torch.equal(want, have) for want, have in zip(images, stored, strict=True))
+    for want, have in zip(small_list_detector()(images), sample.expected, strict=True):
         assert list(want) == list(have)
         assert all(torch.equal(want[name], have[name]) for name in want)
     assert (sample.precision, sample.thresholds, sample.compared) == ("fp32", FP32, True)
@@ -189,7 +189,7 @@ def test_the_sample_is_one_record_that_load_leaves_alone_and_check_reads(list_bu
 
 def test_thresholds_of_the_conversion_are_stored(tmp_path: Path) -> None:
     loose = Thresholds(iou=0.5, score=0.2, recall=0.5, relative_error=0.5)
-    path = save_with_torchscript(tmp_path / "x.pt", small_list_detector(), ([small_picture()[0]],), thresholds=loose)
+    path = save_with_torchscript(tmp_path / "x.pt", small_list_detector(), ([small_image()[0]],), thresholds=loose)
     assert read(path).thresholds == loose
     assert verify_golden(path).thresholds == loose
     assert verify_golden(path, thresholds=FP32).thresholds == FP32
@@ -197,7 +197,7 @@ def test_thresholds_of_the_conversion_are_stored(tmp_path: Path) -> None:
 
 def test_the_first_image_with_boxes_is_the_sample(tmp_path: Path) -> None:
     detector = small_list_detector()
-    dark, light = torch.zeros(3, 32, 32), small_picture()[0]
+    dark, light = torch.zeros(3, 32, 32), small_image()[0]
     scores = [float(found["scores"].max()) for found in detector([dark, light])]
     assert scores[0] < scores[1]
     detector.least_score = sum(scores) / 2
@@ -208,7 +208,7 @@ def test_the_first_image_with_boxes_is_the_sample(tmp_path: Path) -> None:
 def test_without_verification_the_sample_says_that_nobody_compared(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = save_with_torchscript(tmp_path / "x.pt", small_list_detector(), ([small_picture()[0]],), verify=False)
+    path = save_with_torchscript(tmp_path / "x.pt", small_list_detector(), ([small_image()[0]],), verify=False)
     check = verify_golden(path)
     assert check.passed
     assert not check.compared
@@ -258,9 +258,9 @@ def test_a_bundle_passes_in_cpp(program: str, demo_bundle: Path, list_bundle: Pa
         for name in ("precision", "thresholds", "failures"):
             assert told[name] == expected[name]
         counts = ("where", "expected", "found", "matched", "lost")
-        assert [list(picture) for picture in told["pictures"]] == [list(picture) for picture in expected["pictures"]]
-        assert [[picture[name] for name in counts] for picture in told["pictures"]] == [
-            [picture[name] for name in counts] for picture in expected["pictures"]
+        assert [list(image) for image in told["pictures"]] == [list(image) for image in expected["pictures"]]
+        assert [[image[name] for name in counts] for image in told["pictures"]] == [
+            [image[name] for name in counts] for image in expected["pictures"]
         ]
         assert [error["output"] for error in told["tensors"]] == [error["output"] for error in expected["tensors"]]
 
@@ -330,7 +330,7 @@ def refusals(path: Path, program: str) -> list[str]:
 
 
 def test_a_bundle_without_a_sample_says_why(tmp_path: Path, program: str, capsys: pytest.CaptureFixture[str]) -> None:
-    path = save_with_torchscript(tmp_path / "x.pt", small_detector(), (small_picture(),), golden=False)
+    path = save_with_torchscript(tmp_path / "x.pt", small_detector(), (small_image(),), golden=False)
     for text in refusals(path, program):
         assert text.startswith(
             f"hybrid_rt[bundle]: {path}: expected a golden sample, got none (switched off by golden=False). Convert "
@@ -390,7 +390,7 @@ def test_a_backend_that_cannot_run_has_a_specific_error(list_bundle: Path, progr
 def test_inspect_shows_the_sample(list_bundle: Path, tuple_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(list_bundle)]) == 0
     out = capsys.readouterr().out
-    boxes = sum(len(picture["boxes"]) for picture in read(list_bundle).expected)
+    boxes = sum(len(image["boxes"]) for image in read(list_bundle).expected)
     assert f"golden sample: input 3x32x32, 3x48x40; the detector found {boxes} boxes\n" in out
     assert f"verified in fp32: {boxes} of {boxes} boxes matched, box drift 0.00 pixels, score drift " in out
     assert "  detector.backbone: greatest relative error " in out

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import hybrid_rt
 from bundle.test_manifest import SCHEMA, errors_of
 from helpers.bundle_surgery import rewrite_manifest, save_with_torchscript
-from helpers.small_detectors import small_detector, small_list_detector, small_picture, small_pictures
+from helpers.small_detectors import small_detector, small_image, small_images, small_list_detector
 from hybrid_rt import BundleError, InputError, LatencyContract, MachineDescription, OptionError, SizeLatency
 from hybrid_rt.cli.main import main
 from hybrid_rt.common.executables import program as find_program
@@ -34,7 +34,7 @@ QUICK = {"repeat": 20, "threads": 1}
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns a bundle without a contract. Do not modify it."""
     path = tmp_path_factory.mktemp("latency") / "list.pt"
-    return save_with_torchscript(path, small_list_detector(), (small_pictures(),))
+    return save_with_torchscript(path, small_list_detector(), (small_images(),))
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_everything_else_in_the_file_stays(bundle: Path, measured: Path) -> None
 def test_the_size_of_the_first_image_is_measured_by_default(bundle: Path, tmp_path: Path) -> None:
     report = hybrid_rt.measure(bundle, output=tmp_path / "x.pt", **QUICK)
     assert [(size.height, size.width) for size in report.contract.sizes] == [(32, 32)]
-    image = small_picture(40, 56)[0]
+    image = small_image(40, 56)[0]
     report = hybrid_rt.measure(bundle, ([image],), tmp_path / "x.pt", **QUICK)
     assert [(size.height, size.width) for size in report.contract.sizes] == [(40, 56)]
     assert report.contract.input == "own inputs"
@@ -98,10 +98,10 @@ def test_percentiles_are_those_of_the_calls() -> None:
 
 def test_convert_stores_a_contract_of_the_sizes_that_are_supported(tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
-    picture = small_picture()
+    image = small_image()
     sizes = [(32, 32), (32, 64)]
     result = hybrid_rt.convert(
-        small_detector(), (picture,), path, engine="torchscript", segments=["backbone"], shapes=sizes, measure=False,
+        small_detector(), (image,), path, engine="torchscript", segments=["backbone"], shapes=sizes, measure=False,
         latency_contract=True, report=tmp_path / "x.html",
     )  # fmt: skip
     contract = read_contract(path)
@@ -121,7 +121,7 @@ def test_convert_refuses_a_contract_of_a_missing_gpu(tmp_path: Path, monkeypatch
         OptionError, match=r"latency_contract: expected the target device .* hybrid-rt measure FILE --device cuda"
     ):
         hybrid_rt.convert(
-            small_detector(), (small_picture(),), tmp_path / "x.pt", engine="aot_inductor", device="cuda",
+            small_detector(), (small_image(),), tmp_path / "x.pt", engine="aot_inductor", device="cuda",
             latency_contract=True,
         )  # fmt: skip
 
@@ -171,7 +171,7 @@ def test_other_conditions_are_noted(measured: Path, tmp_path: Path) -> None:
         contract["engines"] = {"detector.backbone": "openvino:bf16"}
 
     path = changed(measured, tmp_path / "x.pt", elsewhere)
-    check = verify_latency(path, ([small_picture()[0]],), sizes=[(32, 32)], threads=2, tolerance=LOOSE)
+    check = verify_latency(path, ([small_image()[0]],), sizes=[(32, 32)], threads=2, tolerance=LOOSE)
     assert check.notes == (
         f"measured on another machine: Another CPU, {check.machine.architecture}, 96 CPUs, here {check.machine}",
         "measured with 1 thread, here 2 threads",
@@ -312,11 +312,11 @@ def test_the_command_line_measures(bundle: Path, tmp_path: Path, capsys: pytest.
 
 
 def test_a_file_without_a_golden_sample_is_measured_on_given_inputs(tmp_path: Path) -> None:
-    path = save_with_torchscript(tmp_path / "x.pt", small_detector(), (small_picture(),), golden=False)
+    path = save_with_torchscript(tmp_path / "x.pt", small_detector(), (small_image(),), golden=False)
     with pytest.raises(BundleError, match="expected a golden sample"):
         hybrid_rt.measure(path, **QUICK)
-    hybrid_rt.measure(path, (small_picture(),), **QUICK)
-    assert verify_latency(path, (small_picture(),), tolerance=LOOSE).holds
+    hybrid_rt.measure(path, (small_image(),), **QUICK)
+    assert verify_latency(path, (small_image(),), tolerance=LOOSE).holds
 
 
 # Crafted files
@@ -412,7 +412,7 @@ def test_a_contract_of_a_removed_engine_is_stale(measured: Path) -> None:
 
 
 def test_a_swapped_backbone_has_no_contract(tmp_path: Path) -> None:
-    path = save_with_torchscript(tmp_path / "x.pt", small_detector(), (small_picture(),))
+    path = save_with_torchscript(tmp_path / "x.pt", small_detector(), (small_image(),))
     hybrid_rt.measure(path, **QUICK)
     report = hybrid_rt.swap_backbone(path, small_detector().backbone, path, verify=False)
     assert report.notes == [

@@ -340,15 +340,15 @@ def test_many_failures_are_not_all_shown() -> None:
 class Doubles(nn.Module):
     """Modifies its input in place."""
 
-    def forward(self, picture: Tensor) -> Tensor:
-        return picture.mul_(2)
+    def forward(self, image: Tensor) -> Tensor:
+        return image.mul_(2)
 
 
 def test_inputs_that_are_changed_in_place_are_the_same_for_both() -> None:
-    picture = torch.ones(2)
-    verification = compare_modules(Doubles(), Doubles(), [(picture,)], precision="fp32", thresholds=THRESHOLDS["fp32"])
+    image = torch.ones(2)
+    verification = compare_modules(Doubles(), Doubles(), [(image,)], precision="fp32", thresholds=THRESHOLDS["fp32"])
     assert verification.passed
-    assert torch.equal(picture, torch.ones(2))
+    assert torch.equal(image, torch.ones(2))
 
 
 class Finds(nn.Module):
@@ -400,10 +400,10 @@ def test_results_as_json_hold_every_number() -> None:
     verification = compared(Finds(*THREE), Finds(*THREE[:1]))
     record = verification.to_json()
     assert record["precision"] == "fp32"
-    (picture,) = record["pictures"]
+    (image,) = record["pictures"]
     told = {"expected": 3, "found": 1, "matched": 1, "min_iou": 1.0, "max_score_difference": 0.0, "found_at_cut": 0}
-    assert {name: picture[name] for name in told} == told
-    assert picture["where"] == "input 0, image 0"
+    assert {name: image[name] for name in told} == told
+    assert image["where"] == "input 0, image 0"
     assert json.loads(json.dumps(record)) == record
     assert record["failures"] == verification.failures
 

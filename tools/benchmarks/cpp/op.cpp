@@ -9,7 +9,7 @@
 #include "hybrid_rt/hybrid_rt.h"
 #include "timing.h"
 
-// bench_op NOOP_PLUGIN_FOLDER NOOP.pt ENGINE.pt XML ROUNDS
+// bench_op NOOP_PLUGIN_DIRECTORY NOOP.pt ENGINE.pt XML ROUNDS
 //
 // Measures the op's own cost: a no-op engine called through it, and an OpenVINO engine called through it and through
 // OpenVINO's C++ interface, with the same IR and input. NOOP.pt and ENGINE.pt are scripted modules of one tensor that
@@ -23,7 +23,7 @@ constexpr int kCallsPerRound = 1000;
 
 int main(int count, char** arguments) try {
   if (count != 6) {
-    std::cerr << "usage: bench_op NOOP_PLUGIN_FOLDER NOOP.pt ENGINE.pt XML ROUNDS\n";
+    std::cerr << "usage: bench_op NOOP_PLUGIN_DIRECTORY NOOP.pt ENGINE.pt XML ROUNDS\n";
     return 2;
   }
   hybrid_rt::add_plugin_folder(arguments[1]);
