@@ -13,18 +13,18 @@ function(hybrid_rt_python_package name result)
   execute_process(
     COMMAND ${Python_EXECUTABLE} -c
             "import importlib.util as u; s = u.find_spec('${name}'); print(list(s.submodule_search_locations)[0] if s else '')"
-    OUTPUT_VARIABLE folder OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
-  if(NOT folder AND EXISTS "${Python_SITELIB}/${name}")
-    set(folder "${Python_SITELIB}/${name}")
+    OUTPUT_VARIABLE directory OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+  if(NOT directory AND EXISTS "${Python_SITELIB}/${name}")
+    set(directory "${Python_SITELIB}/${name}")
   endif()
-  set(${result} "${folder}" PARENT_SCOPE)
+  set(${result} "${directory}" PARENT_SCOPE)
 endfunction()
 
-# The folder of a backend's headers in `result`, a cache variable: that of a Python package, or one that CMake finds. A
-# message of kind `severity` says that the backend is left out if there is none.
+# Sets `result`, a cache variable, to the directory of a backend's headers: that of a Python package, or one that CMake
+# finds. A message of kind `severity` says that the backend is left out if there is none.
 function(hybrid_rt_backend_headers backend header package pip_name severity result)
-  hybrid_rt_python_package(${package} folder)
-  find_path(${result} ${header} HINTS "${folder}/include")
+  hybrid_rt_python_package(${package} directory)
+  find_path(${result} ${header} HINTS "${directory}/include")
   if(NOT ${result})
     message(${severity} "hybrid_rt[${backend}]: headers: expected ${header}, got none; this backend is left out. "
       "Install ${pip_name} (pip install ${pip_name}) and build again.")
@@ -32,4 +32,4 @@ function(hybrid_rt_backend_headers backend header package pip_name severity resu
 endfunction()
 
 hybrid_rt_python_package(torch _torch_of_environment)
-set(HYBRID_RT_TORCH_FOLDER "${_torch_of_environment}" CACHE PATH "torch's folder in site-packages, or an unpacked libtorch")
+set(HYBRID_RT_TORCH_FOLDER "${_torch_of_environment}" CACHE PATH "torch's directory in site-packages, or an unpacked libtorch")

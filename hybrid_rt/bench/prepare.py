@@ -42,19 +42,19 @@ def _end_with_parent() -> None:
 
 def _prepare(job: dict[str, Any]) -> dict[str, Any]:
     detector = torch.load(job["detector"], weights_only=False)
-    pictures = jit.open_archive(Path(job["pictures"])).pictures
-    calibration = jit.open_archive(Path(job["calibration"])).pictures if job["precision"] == "int8" else []
+    images = jit.open_archive(Path(job["images"])).images
+    calibration = jit.open_archive(Path(job["calibration"])).images if job["precision"] == "int8" else []
     path = Path(job["path"])
     segments: list[str] = []
     start = time.perf_counter()
     if job["runtime"] == "torchscript":
         jit.save(jit.freeze(jit.script(detector)), path)
     elif job["runtime"] == "whole":
-        whole_graph.build(job["engine"], detector, pictures, job["precision"], path, calibration)
+        whole_graph.build(job["engine"], detector, images, job["precision"], path, calibration)
     else:
         report = convert(
             detector,
-            ([pictures[0]],),
+            ([images[0]],),
             path,
             segments=job["segments"],
             shapes=[tuple(size) for size in job["shapes"]] if job["shapes"] else None,

@@ -184,7 +184,7 @@ def _cpu() -> str:
 def run(
     subject: Subject,
     cases: Sequence[Case],
-    folder: Path,
+    directory: Path,
     settings: Settings | None = None,
     *,
     steps: Steps | None = None,
@@ -194,7 +194,7 @@ def run(
     Args:
         subject: the detector; it must be picklable, because each case runs in its own process.
         cases: cases of :func:`cases.cases`; the first is eager.
-        folder: directory for the files that the cases run.
+        directory: place of the files that the cases run.
         settings: settings for preparing and timing cases; None: the defaults of :class:`Settings`.
         steps: shows progress.
 
@@ -212,19 +212,19 @@ def run(
     ):
         if value < least:
             raise OptionError.make("bench", name, expected=f"at least {least}", got=str(value))
-    run_of = _Run(subject, folder, settings, steps or Steps(False))
+    run_of = _Run(subject, directory, settings, steps or Steps(False))
     return run_of.measure(run_of.prepare(cases))
 
 
 def prepare(
-    subject: Subject, cases: Sequence[Case], folder: Path, settings: Settings, *, steps: Steps | None = None
+    subject: Subject, cases: Sequence[Case], directory: Path, settings: Settings, *, steps: Steps | None = None
 ) -> list[Result]:
     """Writes the files that :func:`run` needs in this directory, without running them.
 
     Args:
         subject: the detector.
         cases: the cases.
-        folder: an existing directory.
+        directory: an existing directory.
         settings: those of the later run.
         steps: shows progress.
 
@@ -234,31 +234,31 @@ def prepare(
     Raises:
         OptionError: The detector can't be pickled.
     """
-    return _Run(subject, folder, settings, steps or Steps(False)).prepare(cases)
+    return _Run(subject, directory, settings, steps or Steps(False)).prepare(cases)
 
 
-class _Pictures(nn.Module):
+class _Images(nn.Module):
     """Stores images in a file that both Python and C++ can read."""
 
-    def __init__(self, pictures: Sequence[Tensor]) -> None:
+    def __init__(self, images: Sequence[Tensor]) -> None:
         super().__init__()
-        self.pictures = [picture.contiguous() for picture in pictures]
+        self.images = [image.contiguous() for image in images]
 
     def forward(self) -> list[Tensor]:
-        return self.pictures
+        return self.images
 
 
 class _Run:
-    def __init__(self, subject: Subject, folder: Path, settings: Settings, steps: Steps) -> None:
+    def __init__(self, subject: Subject, directory: Path, settings: Settings, steps: Steps) -> None:
         self._subject = subject
-        self._folder = folder
+        self._directory = directory
         self._settings = settings
         self._threads = settings.threads or torch.get_num_threads()
         self._device = settings.device
         self._steps = steps
-        self._detector = folder / "detector.pickle"
-        self._pictures = folder / "pictures.pt"
-        self._calibration = folder / "calibration.pt"
+        self._detector = directory / "detector.pickle"
+        self._images = directory / "images.pt"
+        self._calibration = directory / "calibration.pt"
         detector = subject.build().eval()
         try:
             torch.save(detector, self._detector)
@@ -270,15 +270,15 @@ class _Run:
                 got=str(error),
                 remedy="Define its classes and functions at the top of a module.",
             ) from error
-        jit.save(jit.script(_Pictures(subject.pictures)), self._pictures)
-        jit.save(jit.script(_Pictures(subject.calibration or subject.pictures)), self._calibration)
+        jit.save(jit.script(_Images(subject.pictures)), self._images)
+        jit.save(jit.script(_Images(subject.calibration or subject.pictures)), self._calibration)
 
     def prepare(self, cases: Sequence[Case]) -> list[Result]:
         """Writes the files; cases that run the same file share it."""
         made: dict[str, Result] = {}
         segments, shapes = self._settings.segments, None
         if self._settings.fixed_sizes:
-            shapes = sorted({tuple(picture.shape[1:]) for picture in self._subject.pictures})
+            shapes = sorted({tuple(image.shape[1:]) for image in self._subject.pictures})
         for case in cases:
             if case.kind in ("eager", "compile"):
                 made[case.file] = Result(self._subject.name, case, file_bytes=self._detector.stat().st_size)
@@ -297,7 +297,7 @@ class _Run:
             "int8_seconds": self._settings.int8_seconds,
             **options,
         }
-        made = self._folder / f"made_{case.file}.json"
+        made = self._directory / f"made_{case.file}.json"
         answer = _answer_of_before(made, job) if path.exists() else None
         if answer is None:
             try:
@@ -312,7 +312,7 @@ class _Run:
     def _made(self, case: Case, job: dict[str, Any]) -> dict[str, Any]:
         """Writes a case's file in a separate process, and returns that process's answer."""
         command = [sys.executable, "-m", "hybrid_rt.bench.prepare", self._job_file(f"prepare_{case.file}", job)]
-        log = self._folder / f"prepare_{case.file}.log"
+        log = self._directory / f"prepare_{case.file}.log"
         with closing(Process(command, log, {"PYTHONPATH": _import_path()})) as process:
             return process.read(PREPARE_SECONDS)
 
@@ -354,7 +354,7 @@ class _Run:
         return worker
 
     def _path(self, case: Case) -> Path:
-        return self._detector if case.kind in ("eager", "compile") else self._folder / f"{case.file}.pt"
+        return self._detector if case.kind in ("eager", "compile") else self._directory / f"{case.file}.pt"
 
     def _job(self, case: Case) -> dict[str, Any]:
         libraries = []
@@ -365,7 +365,7 @@ class _Run:
             "engine": case.engine,
             "precision": case.precision,
             "path": str(self._path(case)),
-            "pictures": str(self._pictures),
+            "images": str(self._images),
             "calibration": str(self._calibration),
             "threads": self._threads,
             "device": self._device,
@@ -373,7 +373,7 @@ class _Run:
         }
 
     def _job_file(self, name: str, job: dict[str, Any]) -> str:
-        path = self._folder / f"{name}.json"
+        path = self._directory / f"{name}.json"
         path.write_text(json.dumps(job))
         return str(path)
 
@@ -388,19 +388,19 @@ class _Worker:
         self._times: list[float] = []
         self._found: list[dict[str, Any]] = []
 
-    def load(self, pictures: int, warm_up: int) -> None:
+    def load(self, images: int, warm_up: int) -> None:
         """Loads the detector, makes the first and the warm-up calls, and reads the boxes."""
         loaded = self._answer(None)
         self.result = replace(self.result, load_ms=loaded.get("load_ms", 0.0), engines=loaded.get("engines", {}))
         self._first = self._answer("run 0").get("ms", 0.0)
         for _ in range(warm_up):
-            for picture in range(pictures):
-                self._answer(f"run {picture}")
-        self._found = [self._answer(f"boxes {picture}") for picture in range(pictures)]
+            for image in range(images):
+                self._answer(f"run {image}")
+        self._found = [self._answer(f"boxes {image}") for image in range(images)]
 
-    def run(self, picture: int) -> None:
+    def run(self, image: int) -> None:
         """Makes one timed call."""
-        answer = self._answer(f"run {picture}")
+        answer = self._answer(f"run {image}")
         if answer:
             self._times.append(answer["ms"])
 
@@ -468,8 +468,8 @@ def _torchvision_libraries() -> list[str]:
 
 def _libpython() -> list[str]:
     """Returns Python's own library, whose symbols libtorch_python needs; empty if Python was built without one."""
-    folder, name = sysconfig.get_config_var("LIBDIR"), sysconfig.get_config_var("INSTSONAME")
-    path = Path(folder or "", name or "")
+    directory, name = sysconfig.get_config_var("LIBDIR"), sysconfig.get_config_var("INSTSONAME")
+    path = Path(directory or "", name or "")
     return [str(path)] if path.is_file() and ".so" in path.name else []
 
 

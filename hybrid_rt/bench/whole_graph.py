@@ -51,7 +51,7 @@ def build(
         detector: a detector with torchvision's interface.
         images: tensors [3, H, W]. Sizes that differ among them stay free if the engine's converter supports that.
         precision: the precision of the whole detector, including boxes, scores and NMS.
-        directory: directory for the engine's files.
+        directory: place of the engine's files.
         calibration: images [3, H, W] for int8 calibration; empty: ``images``.
 
     Raises:

@@ -52,7 +52,7 @@ def _work(job: dict[str, Any], reply: Callable[[Any], None]) -> None:
     loaded = {"load_ms": (time.perf_counter() - start) * 1e3, "engines": {}}
     if job["runtime"] == "hybrid":
         loaded["engines"] = {choice["engine"]: choice["description"] for choice in archive.engines(detector)}
-    pictures = [picture.to(device) for picture in jit.open_archive(Path(job["pictures"])).pictures]
+    images = [image.to(device) for image in jit.open_archive(Path(job["images"])).images]
     _wait_for(device)
     gc.collect()
     gc.freeze()  # else a call may wait for Python's collector, which takes 200 ms to look through torch's objects
@@ -63,9 +63,9 @@ def _work(job: dict[str, Any], reply: Callable[[Any], None]) -> None:
             if command == "memory":
                 reply({"peak": _peak_memory()})
                 continue
-            picture = pictures[int(numbers[0])]
+            image = images[int(numbers[0])]
             start = time.perf_counter()
-            result = detector([picture])
+            result = detector([image])
             _wait_for(device)
             milliseconds = (time.perf_counter() - start) * 1e3
             reply(_boxes(result) if command == "boxes" else {"ms": milliseconds})

@@ -37,13 +37,13 @@ int main(int argc, char** argv) {
   }
   try {
     torch::jit::Module detector = hybrid_rt::load(argv[1], {.device = torch::kCPU});
-    c10::List<at::Tensor> pictures;
+    c10::List<at::Tensor> images;
     std::vector<c10::IValue> batches;
     for (int i = 3; i < argc; i += 4) {
-      pictures.push_back(read_raw(argv[i], std::stoll(argv[i + 2]), std::stoll(argv[i + 3]), std::stoll(argv[i + 1])));
-      batches.emplace_back(pictures.get(pictures.size() - 1).unsqueeze(0));
+      images.push_back(read_raw(argv[i], std::stoll(argv[i + 2]), std::stoll(argv[i + 3]), std::stoll(argv[i + 1])));
+      batches.emplace_back(images.get(images.size() - 1).unsqueeze(0));
     }
-    print_all("", std::strcmp(argv[2], "list") == 0 ? detector.forward({pictures}) : detector.forward(batches));
+    print_all("", std::strcmp(argv[2], "list") == 0 ? detector.forward({images}) : detector.forward(batches));
   } catch (const std::exception& error) {
     std::cerr << error.what() << "\n";
     return 1;

@@ -9,12 +9,12 @@
 
 /// Reads an image [channels, height, width] from a file of as many float32 values.
 inline at::Tensor read_raw(const std::string& path, int64_t height, int64_t width, int64_t channels = 3) {
-  at::Tensor picture = torch::empty({channels, height, width});
+  at::Tensor image = torch::empty({channels, height, width});
   std::ifstream stream(path, std::ios::binary);
-  if (!stream.read(static_cast<char*>(picture.data_ptr()), static_cast<std::streamsize>(picture.nbytes()))) {
+  if (!stream.read(static_cast<char*>(image.data_ptr()), static_cast<std::streamsize>(image.nbytes()))) {
     throw std::runtime_error("can't read " + path);
   }
-  return picture;
+  return image;
 }
 
 /// Prints the values of a tensor, each after a space.
@@ -25,8 +25,8 @@ inline void print_values(const at::Tensor& tensor) {
 
 /// Runs the detector on the images and prints one line per detection: label, score, x1, y1, x2, y2, then the area of
 /// its mask, or x, y and score of each keypoint, if the detector returns these; an empty line between images.
-inline void detect_and_print(torch::jit::Module& detector, const c10::List<at::Tensor>& pictures) {
-  const auto results = detector.forward({pictures}).toList();
+inline void detect_and_print(torch::jit::Module& detector, const c10::List<at::Tensor>& images) {
+  const auto results = detector.forward({images}).toList();
   for (size_t p = 0; p < results.size(); ++p) {
     if (p > 0) std::printf("\n");
     const auto detections = results.get(p).toGenericDict();
@@ -50,9 +50,9 @@ inline void detect_and_print(torch::jit::Module& detector, const c10::List<at::T
 
 /// Reads the images that the arguments name in groups of three: RAW HEIGHT WIDTH.
 inline c10::List<at::Tensor> read_all(int count, char** arguments) {
-  c10::List<at::Tensor> pictures;
+  c10::List<at::Tensor> images;
   for (int i = 0; i + 2 < count; i += 3) {
-    pictures.push_back(read_raw(arguments[i], std::stoll(arguments[i + 1]), std::stoll(arguments[i + 2])));
+    images.push_back(read_raw(arguments[i], std::stoll(arguments[i + 1]), std::stoll(arguments[i + 2])));
   }
-  return pictures;
+  return images;
 }

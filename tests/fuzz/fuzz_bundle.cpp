@@ -62,10 +62,10 @@ std::vector<Record> without_signatures(std::span<const std::uint8_t> archive) {
 /// The trusted key and the signed records.
 struct Signed {
   Signed() {
-    const char* const folder = std::getenv("HYBRID_RT_FUZZ_SIGNED");
-    require(folder != nullptr, "HYBRID_RT_FUZZ_SIGNED names a directory that tests/fuzz/seeds.py wrote");
-    key = std::string(folder) + "/trusted.pub";
-    std::ifstream stream(std::string(folder) + "/signed.pt", std::ios::binary);
+    const char* const directory = std::getenv("HYBRID_RT_FUZZ_SIGNED");
+    require(directory != nullptr, "HYBRID_RT_FUZZ_SIGNED names a directory that tests/fuzz/seeds.py wrote");
+    key = std::string(directory) + "/trusted.pub";
+    std::ifstream stream(std::string(directory) + "/signed.pt", std::ios::binary);
     const std::vector<char> bytes{std::istreambuf_iterator<char>(stream), {}};
     records = without_signatures({reinterpret_cast<const std::uint8_t*>(bytes.data()), bytes.size()});
     require(records.size() > 1, "signed.pt is a bundle");

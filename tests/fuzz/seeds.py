@@ -93,7 +93,7 @@ def main() -> None:
     """Writes the files of the named fuzzers."""
     directory, *fuzzers = sys.argv[1:]
     for fuzzer in fuzzers:
-        files = {"fuzz_picture": images, "fuzz_safetensors": bodies, "fuzz_bundle": bundles}[fuzzer]
+        files = {"fuzz_image": images, "fuzz_safetensors": bodies, "fuzz_bundle": bundles}[fuzzer]
         target = Path(directory) / fuzzer
         target.mkdir(parents=True, exist_ok=True)
         for name, data in files(Path(directory)).items():

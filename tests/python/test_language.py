@@ -29,9 +29,6 @@ WORDS = re.compile(
 OLD_WORDS = re.compile(r"(?<![\w./*=<-])(?:[Pp]ictures?|[Ff]olders?)(?![\w(=/>-]|\.[a-z]|:)|\bnot (?:more|less) than\b")
 """Matches words that have been replaced, except in paths and names of parameters."""
 
-SCOPE = re.compile(r"hybrid_rt\[\w+\]")
-"""Matches the start of an error; "picture" is one of the scopes."""
-
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "COMPATIBILITY.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
@@ -162,7 +159,7 @@ def test_the_help_of_the_command_line_is_plain_english() -> None:
 
 def wrong_in_message(text: str) -> list[str]:
     """Returns the wrong words of a message; a single word is a key or a name."""
-    return [*wrong_words(text), *(OLD_WORDS.findall(plain(SCOPE.sub("", text))) if " " in text.strip() else [])]
+    return [*wrong_words(text), *(OLD_WORDS.findall(plain(text)) if " " in text.strip() else [])]
 
 
 def python_strings(path: Path) -> Iterator[tuple[int, str]]:

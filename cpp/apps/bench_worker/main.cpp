@@ -97,8 +97,8 @@ void work(const json& job, std::FILE* replies) {
     }
   }
   std::vector<std::vector<c10::IValue>> inputs;
-  for (const at::Tensor& picture : torch::jit::load(job.at("pictures")).attr("pictures").toTensorVector()) {
-    inputs.push_back({c10::List<at::Tensor>({picture.to(device)})});
+  for (const at::Tensor& image : torch::jit::load(job.at("images")).attr("images").toTensorVector()) {
+    inputs.push_back({c10::List<at::Tensor>({image.to(device)})});
   }
   hybrid_rt::wait_for(device);
   send(replies, ready);
@@ -109,10 +109,10 @@ void work(const json& job, std::FILE* replies) {
       send(replies, {{"peak", peak_memory()}});
       continue;
     }
-    size_t picture = 0;
-    std::cin >> picture;
+    size_t image = 0;
+    std::cin >> image;
     const Clock::time_point called = Clock::now();
-    const c10::IValue result = module.forward(inputs.at(picture));
+    const c10::IValue result = module.forward(inputs.at(image));
     hybrid_rt::wait_for(device);
     const double time = milliseconds_since(called);
     send(replies, command == "boxes" ? boxes_of(result) : json{{"ms", time}});

@@ -23,7 +23,7 @@
 
 #include "annotate.h"
 #include "detections.h"
-#include "picture.h"
+#include "image.h"
 #include "verdict.h"
 
 namespace {
@@ -35,7 +35,7 @@ enum ExitCode {
   kOk = 0,
   kUnexpected = 1,
   kUsage = 2,
-  kPictureUnreadable = 3,
+  kImageUnreadable = 3,
   kBundleUnloadable = 4,
   kRunFailed = 5,
   kOutputUnwritable = 6,
@@ -78,7 +78,7 @@ Exit codes:
 
 struct Options {
   std::string model;
-  std::string picture;
+  std::string image;
   bool verify = false;
   bool latency = false;
   double tolerance = hybrid_rt::LatencyOptions{}.tolerance;
@@ -159,10 +159,10 @@ void define(CLI::App& app, Options& options) {
       "cpu|cuda[:INDEX]");
   app.footer(kFooter);
   app.add_option("MODEL", options.model, "path of the bundle")->required();
-  CLI::Option* picture = app.add_option("IMAGE", options.picture, "JPEG or PNG file; omit it with --verify");
+  CLI::Option* image = app.add_option("IMAGE", options.image, "JPEG or PNG file; omit it with --verify");
   CLI::Option* verify =
       app.add_flag("--verify", options.verify, "run the bundle's golden sample and compare the results")
-          ->excludes(picture);
+          ->excludes(image);
   CLI::Option* latency =
       app.add_flag("--latency", options.latency, "check the bundle's latency contract too")->needs(verify);
   app.add_option("--tolerance", options.tolerance, "fraction by which a percentile may exceed the contract's")
@@ -226,7 +226,7 @@ torch::jit::IValue run(torch::jit::Module& module, const at::Tensor& image, int 
   return first;
 }
 
-void write_annotated(const Options& options, Picture& picture, const Result& result) {
+void write_annotated(const Options& options, Image& image, const Result& result) {
   std::vector<Annotation> annotations;
   for (const hybrid_rt::Detection& detection : result.detections) {
     char score[16];
@@ -234,8 +234,8 @@ void write_annotated(const Options& options, Picture& picture, const Result& res
     annotations.push_back(
         {detection.box, detection.label, hybrid_rt::class_text(detection.label, result.class_names), score});
   }
-  annotate(picture, annotations);
-  write_png(picture, options.output);
+  annotate(image, annotations);
+  write_png(image, options.output);
 }
 
 void print(const std::string& text) {
@@ -293,12 +293,12 @@ void detect(const Options& options) {
   result.class_names = read_class_names(options.class_names);
 
   const Stopwatch decode_stopwatch;
-  Picture picture = in_step(kPictureUnreadable, options.picture, [&] {
-    return read_picture(options.picture, options.exif ? Orientation::kExif : Orientation::kAsStored);
+  Image image = in_step(kImageUnreadable, options.image, [&] {
+    return read_image(options.image, options.exif ? Orientation::kExif : Orientation::kAsStored);
   });
   result.timing.decode = decode_stopwatch.milliseconds();
-  if (!picture.warning.empty()) {
-    std::cerr << "hybrid-rt-detect: warning: " << options.picture << ": " << picture.warning << '\n';
+  if (!image.warning.empty()) {
+    std::cerr << "hybrid-rt-detect: warning: " << options.image << ": " << image.warning << '\n';
   }
 
   const Stopwatch load_stopwatch;
@@ -318,12 +318,12 @@ void detect(const Options& options) {
     const c10::InferenceMode inference_mode;
     hybrid_rt::require_picture_input(module);
     const Stopwatch tensor_stopwatch;
-    const at::Tensor pixels = at::from_blob(picture.rgb.data(), {picture.height, picture.width, 3}, at::kByte);
-    const at::Tensor image = hybrid_rt::to_image(pixels, device);
+    const at::Tensor pixels = at::from_blob(image.rgb.data(), {image.height, image.width, 3}, at::kByte);
+    const at::Tensor input = hybrid_rt::to_image(pixels, device);
     hybrid_rt::wait_for(device);  // otherwise the copy would count as part of the first forward
     result.timing.decode += tensor_stopwatch.milliseconds();
-    const torch::jit::IValue output = run(module, image, options.repeat, result.timing);
-    result.detections = hybrid_rt::detections_from(output, /*pictures=*/1)[0].objects;
+    const torch::jit::IValue output = run(module, input, options.repeat, result.timing);
+    result.detections = hybrid_rt::detections_from(output, /*images=*/1)[0].objects;
     result.engines = hybrid_rt::engines(module);
   });
   if (options.min_score > 0) {
@@ -332,7 +332,7 @@ void detect(const Options& options) {
   }
 
   if (!options.output.empty()) {
-    in_step(kOutputUnwritable, options.output, [&] { write_annotated(options, picture, result); });
+    in_step(kOutputUnwritable, options.output, [&] { write_annotated(options, image, result); });
   }
   print(options.json ? to_json(result) + "\n" : to_table(result));
 }
@@ -358,7 +358,7 @@ int main(int argc, char** argv) {
       return report(kUsage, formatted("command line", "MODEL IMAGE and options",
                                       "\"" + std::string(error.what()) + "\"", "hybrid-rt-detect --help shows them."));
     }
-    if (!options.verify && options.picture.empty()) {
+    if (!options.verify && options.image.empty()) {
       return report(kUsage, formatted("command line", "MODEL IMAGE and options", "\"IMAGE is required\"",
                                       "hybrid-rt-detect --help shows them."));
     }

@@ -62,16 +62,16 @@ bool is_shown(const Detection& detection, const AnswerOptions& options) {
 }  // namespace
 
 std::string to_json(const Answer& answer, const AnswerOptions& options) {
-  Json pictures = Json::array();
+  Json images = Json::array();
   DetectTiming longest;
-  for (const DetectResult& result : answer.pictures) {
+  for (const DetectResult& result : answer.images) {
     Json detections = Json::array();
     for (std::size_t i = 0; i < result.detections.objects.size(); ++i) {
       if (is_shown(result.detections.objects[i], options)) {
         detections.push_back(object_of(result, i, options));
       }
     }
-    pictures.push_back({{"width", result.width}, {"height", result.height}, {"detections", std::move(detections)}});
+    images.push_back({{"width", result.width}, {"height", result.height}, {"detections", std::move(detections)}});
     longest.queue = std::max(longest.queue, result.timing.queue);
     longest.decode = std::max(longest.decode, result.timing.decode);
     longest.run = std::max(longest.run, result.timing.run);
@@ -82,7 +82,7 @@ std::string to_json(const Answer& answer, const AnswerOptions& options) {
   }
   const Json document = {{"request_id", answer.request_id},
                          {"model", answer.model},
-                         {"pictures", std::move(pictures)},
+                         {"pictures", std::move(images)},
                          {"engines", std::move(engines)},
                          {"timing_ms",
                           {{"queue", milliseconds(longest.queue)},
@@ -92,7 +92,7 @@ std::string to_json(const Answer& answer, const AnswerOptions& options) {
   return document.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
-void draw(apps::Picture& picture, const DetectResult& result, const AnswerOptions& options) {
+void draw(apps::Image& image, const DetectResult& result, const AnswerOptions& options) {
   std::vector<apps::Annotation> annotations;
   for (const Detection& detection : result.detections.objects) {
     if (!is_shown(detection, options)) continue;
@@ -101,7 +101,7 @@ void draw(apps::Picture& picture, const DetectResult& result, const AnswerOption
     annotations.push_back(
         {detection.box, detection.label, class_text(detection.label, names_for(result, options)), score});
   }
-  annotate(picture, annotations);
+  annotate(image, annotations);
 }
 
 }  // namespace hybrid_rt::serve

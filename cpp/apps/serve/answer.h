@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "picture.h"
+#include "image.h"
 
 namespace hybrid_rt::serve {
 
@@ -20,7 +20,7 @@ struct AnswerOptions {
 struct Answer {
   std::string request_id;
   std::string model;
-  std::vector<DetectResult> pictures;
+  std::vector<DetectResult> images;
   std::vector<EngineChoice> engines;
   double total_seconds = 0;
 };
@@ -29,6 +29,6 @@ struct Answer {
 std::string to_json(const Answer& answer, const AnswerOptions& options);
 
 /// Draws the detections as hybrid-rt-detect does.
-void draw(apps::Picture& picture, const DetectResult& result, const AnswerOptions& options);
+void draw(apps::Image& image, const DetectResult& result, const AnswerOptions& options);
 
 }  // namespace hybrid_rt::serve

@@ -36,55 +36,54 @@ Number number(const std::string& name, const std::string& value, Number least, N
                      "Omit it for the default.");
 }
 
-void check_aspect(const std::string& name, const apps::PictureSize& size) {
+void check_aspect(const std::string& name, const apps::ImageSize& size) {
   if (std::max(size.width, size.height) <= kMaxAspect * std::min(size.width, size.height)) return;
   throw RequestError(422, name, "sides of at most " + std::to_string(kMaxAspect) + " to 1",
                      std::to_string(size.width) + "x" + std::to_string(size.height), "Split it into tiles.");
 }
 
-SentPicture encoded_picture(const std::string& name, const std::string& content, const PictureRules& rules) {
+SentImage encoded_image(const std::string& name, const std::string& content, const ImageRules& rules) {
   if (content.empty()) throw RequestError(400, name, "a JPEG or PNG", "no bytes", "Send the bytes of the image.");
-  SentPicture picture{name, bytes_of(content), std::nullopt, {}};
+  SentImage image{name, bytes_of(content), std::nullopt, {}};
   try {
-    picture.size = apps::read_size(picture.encoded, name, rules.picture, rules.orientation);
-  } catch (const apps::PictureError& error) {
+    image.size = apps::read_size(image.encoded, name, rules.limits, rules.orientation);
+  } catch (const apps::ImageError& error) {
     throw RequestError(422, error.what());
   }
-  check_aspect(name, picture.size);
-  return picture;
+  check_aspect(name, image.size);
+  return image;
 }
 
-std::vector<SentPicture> parts_of(const HttpRequest& request, const PictureRules& rules) {
-  std::vector<SentPicture> pictures;
+std::vector<SentImage> parts_of(const HttpRequest& request, const ImageRules& rules) {
+  std::vector<SentImage> images;
   for (const Part& part : request.parts) {
     if (part.name != "image") {
       throw RequestError(400, "body", "parts named 'image'", "one named " + shown(part.name),
                          "Send parameters in the query.");
     }
-    pictures.push_back(encoded_picture("image " + std::to_string(pictures.size()), part.content, rules));
+    images.push_back(encoded_image("image " + std::to_string(images.size()), part.content, rules));
   }
-  if (pictures.empty() || pictures.size() > rules.max_pictures) {
-    throw RequestError(400, "body", "1 to " + std::to_string(rules.max_pictures) + " parts named 'image'",
-                       std::to_string(pictures.size()), "Send several requests for more.");
+  if (images.empty() || images.size() > rules.max_images) {
+    throw RequestError(400, "body", "1 to " + std::to_string(rules.max_images) + " parts named 'image'",
+                       std::to_string(images.size()), "Send several requests for more.");
   }
-  return pictures;
+  return images;
 }
 
-std::vector<SentPicture> tensors_of(const HttpRequest& request, const PictureRules& rules) {
-  std::vector<SentPicture> pictures;
+std::vector<SentImage> tensors_of(const HttpRequest& request, const ImageRules& rules) {
+  std::vector<SentImage> images;
   try {
-    for (PictureTensor& tensor :
-         read_picture_tensors(bytes_of(request.body), {.max_pictures = rules.max_pictures,
-                                                       .max_side = rules.picture.max_side,
-                                                       .max_pixels = rules.picture.max_pixels})) {
-      const apps::PictureSize size{static_cast<int>(tensor.width), static_cast<int>(tensor.height)};
+    for (ImageTensor& tensor : read_image_tensors(bytes_of(request.body), {.max_images = rules.max_images,
+                                                                           .max_side = rules.limits.max_side,
+                                                                           .max_pixels = rules.limits.max_pixels})) {
+      const apps::ImageSize size{static_cast<int>(tensor.width), static_cast<int>(tensor.height)};
       check_aspect("tensor " + shown(tensor.name), size);
-      pictures.push_back({tensor.name, {}, std::move(tensor), size});
+      images.push_back({tensor.name, {}, std::move(tensor), size});
     }
   } catch (const PayloadError& error) {
     throw RequestError(422, error.what());
   }
-  return pictures;
+  return images;
 }
 
 }  // namespace
@@ -136,20 +135,20 @@ bool is_known_type(const std::string& content_type) {
   return content_type.starts_with("image/") || kKnown.contains(content_type);
 }
 
-void check_pixels(const SentPicture& picture) {
-  if (!picture.tensor) return;
+void check_pixels(const SentImage& image) {
+  if (!image.tensor) return;
   try {
-    check_values(*picture.tensor);
+    check_values(*image.tensor);
   } catch (const PayloadError& error) {
     throw RequestError(422, error.what());
   }
 }
 
-std::vector<SentPicture> read_pictures(const HttpRequest& request, const PictureRules& rules) {
+std::vector<SentImage> read_images(const HttpRequest& request, const ImageRules& rules) {
   if (request.content_type == "multipart/form-data") return parts_of(request, rules);
   if (request.body.empty()) throw RequestError(400, "body", "an image", "no bytes", "Send the bytes of the image.");
   if (request.content_type == "application/x-safetensors") return tensors_of(request, rules);
-  return {encoded_picture("image", request.body, rules)};
+  return {encoded_image("image", request.body, rules)};
 }
 
 }  // namespace hybrid_rt::serve

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "http.h"
-#include "picture.h"
+#include "image.h"
 #include "safetensors.h"
 
 // Parses POST /v1/detect. Needs no torch.
@@ -43,27 +43,27 @@ struct DetectQuery {
 DetectQuery read_query(const HttpRequest& request);
 
 /// Limits of a request's images.
-struct PictureRules {
-  std::size_t max_pictures = 16;
-  apps::PictureLimits picture{};
+struct ImageRules {
+  std::size_t max_images = 16;
+  apps::ImageLimits limits{};
   apps::Orientation orientation = apps::Orientation::kAsStored;  ///< applies to JPEG and PNG
 };
 
 /// An image of a request: a JPEG or PNG that is not decoded yet, or pixels. Points into the request.
-struct SentPicture {
+struct SentImage {
   std::string name;                       ///< for messages
   std::span<const std::uint8_t> encoded;  ///< empty if there is a tensor
-  std::optional<PictureTensor> tensor;
-  apps::PictureSize size{};
+  std::optional<ImageTensor> tensor;
+  apps::ImageSize size{};
 };
 
 /// Returns true if /v1/detect accepts this Content-Type.
 bool is_known_type(const std::string& content_type);
 
 /// Throws RequestError if the values of an image that was sent as a tensor are not pixel values.
-void check_pixels(const SentPicture& picture);
+void check_pixels(const SentImage& image);
 
 /// Returns the images of a body, after reading and checking their sizes. Throws RequestError.
-std::vector<SentPicture> read_pictures(const HttpRequest& request, const PictureRules& rules);
+std::vector<SentImage> read_images(const HttpRequest& request, const ImageRules& rules);
 
 }  // namespace hybrid_rt::serve

@@ -82,7 +82,7 @@ void define(CLI::App& app, Options& options) {
   number("--size-bucket", detector.size_bucket, "granularity of similar sizes, in pixels", 1, 16'384);
   number("--max-body-mb", options.max_body_mb, "maximum size of a request body, in MiB", 1, 4096);
   number("--max-pixels-mp", options.max_megapixels, "maximum size of an image, in megapixels", 1, 268);
-  number("--max-images,--max-pictures", options.service.rules.max_pictures, "maximum number of images per request", 1,
+  number("--max-images,--max-pictures", options.service.rules.max_images, "maximum number of images per request", 1,
          1024);
   app.add_flag("--exif", options.exif, "apply the EXIF orientation of images, unless a request has exif=false");
   number("--max-connections", options.http.max_connections, "maximum number of open connections", 1, 100'000);
@@ -162,11 +162,11 @@ void complete(Options& options) {
   service.detector.max_delay = std::chrono::microseconds(static_cast<std::int64_t>(options.max_delay_ms * 1000));
   service.stuck = std::chrono::milliseconds(static_cast<std::int64_t>(std::ceil(options.stuck_seconds * 1000)));
   service.on_stuck = &end_stuck;
-  service.rules.picture.max_pixels = static_cast<std::int64_t>(options.max_megapixels) * 1'000'000;
+  service.rules.limits.max_pixels = static_cast<std::int64_t>(options.max_megapixels) * 1'000'000;
   if (options.exif) service.rules.orientation = hybrid_rt::apps::Orientation::kExif;
   options.http.max_body = options.max_body_mb << 20;
   options.http.max_buffered = std::max(options.http.max_buffered, 4 * options.http.max_body);
-  options.http.max_parts = service.rules.max_pictures;
+  options.http.max_parts = service.rules.max_images;
   if (!options.class_names.empty()) service.class_names = lines_of("--class-names", options.class_names);
   if (!options.token_file.empty()) {
     service.token = lines_of("--token-file", options.token_file)[0];

@@ -15,7 +15,7 @@ using prometheus::MetricType;
 
 const prometheus::Histogram::BucketBoundaries kSeconds{0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1,
                                                        0.25,  0.5,    1,     2.5,  5,     10,   30};
-const prometheus::Histogram::BucketBoundaries kPictures{1, 2, 4, 8, 16, 32, 64};
+const prometheus::Histogram::BucketBoundaries kImages{1, 2, 4, 8, 16, 32, 64};
 
 /// Creates a gauge whose value is read at the time of a request.
 MetricFamily gauge(const std::string& name, const std::string& help) { return {name, help, MetricType::Gauge, {}}; }
@@ -63,8 +63,8 @@ void Metrics::stage(const std::string& model, const std::string& stage, double s
   stages_.Add({{"model", model}, {"stage", stage}}, kSeconds).Observe(seconds);
 }
 
-void Metrics::batch(const std::string& model, std::size_t pictures) {
-  batches_.Add({{"model", model}}, kPictures).Observe(static_cast<double>(pictures));
+void Metrics::batch(const std::string& model, std::size_t images) {
+  batches_.Add({{"model", model}}, kImages).Observe(static_cast<double>(images));
 }
 
 void Metrics::reload(bool succeeded) { reloads_.Add({{"result", succeeded ? "success" : "failure"}}).Increment(); }

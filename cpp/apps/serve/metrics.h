@@ -31,7 +31,7 @@ class Metrics {
   void request(const std::string& model, int status);
   /// Adds the time of an image in a stage ("queue", "decode", "run"), or of a request ("total").
   void stage(const std::string& model, const std::string& stage, double seconds);
-  void batch(const std::string& model, std::size_t pictures);
+  void batch(const std::string& model, std::size_t images);
   void reload(bool succeeded);
 
   /// Returns the metrics in Prometheus's text format.

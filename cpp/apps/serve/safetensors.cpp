@@ -12,7 +12,7 @@ namespace hybrid_rt::serve {
 namespace {
 
 using Json = nlohmann::ordered_json;
-using Type = PictureTensor::Type;
+using Type = ImageTensor::Type;
 
 constexpr std::size_t kLengthBytes = 8;
 constexpr std::int64_t kChannels = 3;
@@ -43,15 +43,15 @@ std::string subject_of(const std::string& name) { return std::string(kSubject) +
 
 std::string shown_json(const Json& value) { return shown(value.dump()); }
 
-PayloadError pictures_expected(std::size_t max_pictures, const std::string& got) {
-  return PayloadError(kSubject, "1 to " + std::to_string(max_pictures) + " images", got, "Send several requests.");
+PayloadError images_expected(std::size_t max_images, const std::string& got) {
+  return PayloadError(kSubject, "1 to " + std::to_string(max_images) + " images", got, "Send several requests.");
 }
 
 /// Refuses what the parser would accept: a repeated key (the parser keeps its last value), nesting, which no valid
 /// header has, and more keys than a valid header can have, because each lookup in an ordered_json is a linear search.
 class HeaderRules {
  public:
-  explicit HeaderRules(std::size_t max_pictures) : max_pictures_(max_pictures) {}
+  explicit HeaderRules(std::size_t max_images) : max_images_(max_images) {}
 
   bool operator()(int depth, Json::parse_event_t event, Json& value) {
     constexpr int kMaxDepth = 3;  // the header, a tensor, its shape
@@ -87,8 +87,8 @@ class HeaderRules {
       throw PayloadError(kSubject, "a header in which a name stands once", "\"" + shown(key) + "\" twice", kRemedy);
     }
     const bool is_outermost = keys_.size() == 1;
-    if (is_outermost && keys_.back().size() > max_pictures_ + keys_.back().count(kMetadata)) {
-      throw pictures_expected(max_pictures_, "more");
+    if (is_outermost && keys_.back().size() > max_images_ + keys_.back().count(kMetadata)) {
+      throw images_expected(max_images_, "more");
     }
     if (!is_outermost && keys_.back().size() > kMaxEntries) {
       throw PayloadError(kSubject, "at most " + std::to_string(kMaxEntries) + " entries in an object of the header",
@@ -96,16 +96,16 @@ class HeaderRules {
     }
   }
 
-  std::size_t max_pictures_;
+  std::size_t max_images_;
   std::vector<std::set<std::string>> keys_;  ///< keys of the open objects
 };
 
-Json parse_header(std::span<const std::uint8_t> text, std::size_t max_pictures) {
+Json parse_header(std::span<const std::uint8_t> text, std::size_t max_images) {
   // The format requires this. It also excludes a byte order mark, which the parser would skip.
   if (text.empty() || text.front() != '{') {
     throw PayloadError(kSubject, "a JSON object as header", "something else", kRemedy);
   }
-  HeaderRules rules(max_pictures);
+  HeaderRules rules(max_images);
   try {
     return Json::parse(text.begin(), text.end(), std::ref(rules));
   } catch (const Json::parse_error& error) {
@@ -136,20 +136,20 @@ std::optional<std::vector<std::uint64_t>> integers(const Json& value, std::size_
 }
 
 /// Returns an image's description without its data.
-PictureTensor described(const std::string& name, const Json& info, const PictureTensorLimits& limits) {
+ImageTensor described(const std::string& name, const Json& info, const ImageTensorLimits& limits) {
   const Json& dtype = info.at("dtype");
   const Json& shape = info.at("shape");
   const std::optional<std::vector<std::uint64_t>> sizes = integers(shape, 3);
-  PictureTensor picture;
-  picture.name = name;
-  picture.type = dtype == "F32" ? Type::kFloats : Type::kBytes;
-  const std::size_t channels_at = picture.type == Type::kFloats ? 0 : 2;
+  ImageTensor image;
+  image.name = name;
+  image.type = dtype == "F32" ? Type::kFloats : Type::kBytes;
+  const std::size_t channels_at = image.type == Type::kFloats ? 0 : 2;
   if ((dtype != "F32" && dtype != "U8") || !sizes || (*sizes)[channels_at] != kChannels) {
     throw PayloadError(subject_of(name), kShapes, shown_json(dtype) + " " + shown_json(shape), "Send images in RGB.");
   }
 
-  const std::uint64_t height = (*sizes)[picture.type == Type::kFloats ? 1 : 0];
-  const std::uint64_t width = (*sizes)[picture.type == Type::kFloats ? 2 : 1];
+  const std::uint64_t height = (*sizes)[image.type == Type::kFloats ? 1 : 0];
+  const std::uint64_t width = (*sizes)[image.type == Type::kFloats ? 2 : 1];
   const std::uint64_t max_side = static_cast<std::uint64_t>(limits.max_side);
   const std::string got = std::to_string(width) + "x" + std::to_string(height);
   if (height == 0 || width == 0) {
@@ -161,46 +161,45 @@ PictureTensor described(const std::string& name, const Json& info, const Picture
         "at most " + std::to_string(max_side) + " pixels per side and " + std::to_string(limits.max_pixels) + " in all",
         got, "Scale the image down, or split it into tiles.");
   }
-  picture.height = static_cast<std::int64_t>(height);
-  picture.width = static_cast<std::int64_t>(width);
-  return picture;
+  image.height = static_cast<std::int64_t>(height);
+  image.width = static_cast<std::int64_t>(width);
+  return image;
 }
 
-std::span<const std::uint8_t> data_of(const PictureTensor& picture, const Json& info,
-                                      std::span<const std::uint8_t> data) {
+std::span<const std::uint8_t> data_of(const ImageTensor& image, const Json& info, std::span<const std::uint8_t> data) {
   const Json& value = info.at("data_offsets");
   const std::optional<std::vector<std::uint64_t>> offsets = integers(value, 2);
   if (!offsets || (*offsets)[0] > (*offsets)[1] || (*offsets)[1] > data.size()) {
-    throw PayloadError(subject_of(picture.name),
+    throw PayloadError(subject_of(image.name),
                        "data_offsets within the data's " + std::to_string(data.size()) + " bytes", shown_json(value),
                        kRemedy);
   }
   const std::uint64_t size = (*offsets)[1] - (*offsets)[0];
-  const std::uint64_t pixel_bytes = kChannels * (picture.type == Type::kFloats ? sizeof(float) : 1);
-  const std::uint64_t pixels = static_cast<std::uint64_t>(picture.height) * static_cast<std::uint64_t>(picture.width);
+  const std::uint64_t pixel_bytes = kChannels * (image.type == Type::kFloats ? sizeof(float) : 1);
+  const std::uint64_t pixels = static_cast<std::uint64_t>(image.height) * static_cast<std::uint64_t>(image.width);
   if (size % pixel_bytes != 0 || size / pixel_bytes != pixels) {
-    throw PayloadError(subject_of(picture.name),
-                       std::to_string(pixel_bytes) + " bytes for each of " + std::to_string(picture.width) + "x" +
-                           std::to_string(picture.height) + " pixels",
+    throw PayloadError(subject_of(image.name),
+                       std::to_string(pixel_bytes) + " bytes for each of " + std::to_string(image.width) + "x" +
+                           std::to_string(image.height) + " pixels",
                        std::to_string(size) + " bytes", kRemedy);
   }
   return data.subspan((*offsets)[0], size);
 }
 
 /// Checks that the data has neither holes nor overlaps, as the format requires.
-void check_cover(const std::vector<PictureTensor>& pictures, std::span<const std::uint8_t> data) {
-  std::vector<const PictureTensor*> by_place;
-  for (const PictureTensor& picture : pictures) by_place.push_back(&picture);
+void check_cover(const std::vector<ImageTensor>& images, std::span<const std::uint8_t> data) {
+  std::vector<const ImageTensor*> by_place;
+  for (const ImageTensor& image : images) by_place.push_back(&image);
   std::sort(by_place.begin(), by_place.end(),
-            [](const PictureTensor* a, const PictureTensor* b) { return a->data.data() < b->data.data(); });
+            [](const ImageTensor* a, const ImageTensor* b) { return a->data.data() < b->data.data(); });
   const std::uint8_t* next = data.data();
-  for (const PictureTensor* picture : by_place) {
-    const std::ptrdiff_t gap = picture->data.data() - next;
+  for (const ImageTensor* image : by_place) {
+    const std::ptrdiff_t gap = image->data.data() - next;
     if (gap != 0) {
-      throw PayloadError(subject_of(picture->name), "data that begins where the data before it ends",
+      throw PayloadError(subject_of(image->name), "data that begins where the data before it ends",
                          gap < 0 ? "an overlap" : "a gap of " + std::to_string(gap) + " bytes", kRemedy);
     }
-    next += picture->data.size();
+    next += image->data.size();
   }
   const std::ptrdiff_t rest = data.data() + data.size() - next;
   if (rest != 0) {
@@ -208,7 +207,7 @@ void check_cover(const std::vector<PictureTensor>& pictures, std::span<const std
   }
 }
 
-std::span<const std::uint8_t> header_text(std::span<const std::uint8_t> body, const PictureTensorLimits& limits) {
+std::span<const std::uint8_t> header_text(std::span<const std::uint8_t> body, const ImageTensorLimits& limits) {
   if (body.size() < kLengthBytes) {
     throw PayloadError(kSubject, "8 bytes with the header's length", std::to_string(body.size()) + " bytes", kRemedy);
   }
@@ -233,12 +232,12 @@ PayloadError::PayloadError(std::string_view subject, std::string_view expected, 
     : std::runtime_error("hybrid_rt[serve]: " + std::string(subject) + ": expected " + std::string(expected) +
                          ", got " + std::string(got) + ". " + std::string(remedy)) {}
 
-std::vector<PictureTensor> read_picture_tensors(std::span<const std::uint8_t> body, const PictureTensorLimits& limits) {
+std::vector<ImageTensor> read_image_tensors(std::span<const std::uint8_t> body, const ImageTensorLimits& limits) {
   const std::span<const std::uint8_t> text = header_text(body, limits);
   const std::span<const std::uint8_t> data = body.subspan(kLengthBytes + text.size());
-  const Json header = parse_header(text, limits.max_pictures);
+  const Json header = parse_header(text, limits.max_images);
 
-  std::vector<PictureTensor> pictures;
+  std::vector<ImageTensor> images;
   for (const auto& [name, info] : header.items()) {
     if (name == kMetadata) {
       check_metadata(info);
@@ -248,22 +247,22 @@ std::vector<PictureTensor> read_picture_tensors(std::span<const std::uint8_t> bo
         !info.contains("data_offsets")) {
       throw PayloadError(subject_of(name), kInfo, shown_json(info), kRemedy);
     }
-    PictureTensor picture = described(name, info, limits);
-    picture.data = data_of(picture, info, data);
-    pictures.push_back(std::move(picture));
+    ImageTensor image = described(name, info, limits);
+    image.data = data_of(image, info, data);
+    images.push_back(std::move(image));
   }
-  if (pictures.empty()) throw pictures_expected(limits.max_pictures, "none");
-  check_cover(pictures, data);
-  return pictures;
+  if (images.empty()) throw images_expected(limits.max_images, "none");
+  check_cover(images, data);
+  return images;
 }
 
-void check_values(const PictureTensor& picture) {
-  if (picture.type != Type::kFloats) return;
-  for (std::size_t at = 0; at < picture.data.size(); at += sizeof(float)) {
+void check_values(const ImageTensor& image) {
+  if (image.type != Type::kFloats) return;
+  for (std::size_t at = 0; at < image.data.size(); at += sizeof(float)) {
     float value = 0;
-    std::memcpy(&value, picture.data.data() + at, sizeof(float));
+    std::memcpy(&value, image.data.data() + at, sizeof(float));
     if (value >= -kRounding && value <= 1 + kRounding) continue;
-    throw PayloadError(subject_of(picture.name), "values in 0..1", std::to_string(value),
+    throw PayloadError(subject_of(image.name), "values in 0..1", std::to_string(value),
                        "Divide bytes by 255, and leave normalization to the detector.");
   }
 }

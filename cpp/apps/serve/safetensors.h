@@ -19,15 +19,15 @@ class PayloadError : public std::runtime_error {
 };
 
 /// Larger images are refused by the header alone.
-struct PictureTensorLimits {
-  std::size_t max_pictures = 16;
+struct ImageTensorLimits {
+  std::size_t max_images = 16;
   std::int64_t max_side = 16'384;         ///< pixels per side
   std::int64_t max_pixels = 100'000'000;  ///< pixels per image
   std::size_t max_header_bytes = std::size_t{64} << 10;
 };
 
 /// An image in a request's body.
-struct PictureTensor {
+struct ImageTensor {
   enum class Type {
     kBytes,   ///< U8 [height, width, 3], RGB, 0..255
     kFloats,  ///< F32 [3, height, width], RGB, little-endian, in 0..1
@@ -47,12 +47,11 @@ struct PictureTensor {
 /// https://github.com/huggingface/safetensors#format. As the format requires, the tensors' bytes cover the data without
 /// holes and overlaps, in any order, and names are unique. Throws PayloadError for anything else, and if there is no
 /// image. Thread-safe.
-std::vector<PictureTensor> read_picture_tensors(std::span<const std::uint8_t> body,
-                                                const PictureTensorLimits& limits = {});
+std::vector<ImageTensor> read_image_tensors(std::span<const std::uint8_t> body, const ImageTensorLimits& limits = {});
 
 /// Throws PayloadError if a float is NaN, or outside of 0..1 by more than half a grey level of 255. Such values come
 /// from a forgotten division or a client's own normalization, and the detector would return wrong boxes for them. Reads
 /// all values, so call it in a worker. Thread-safe.
-void check_values(const PictureTensor& picture);
+void check_values(const ImageTensor& image);
 
 }  // namespace hybrid_rt::serve

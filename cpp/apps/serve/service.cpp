@@ -64,9 +64,9 @@ HttpAnswer not_found(const std::string& request_id) {
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-at::Tensor tensor_of(const PictureTensor& sent) {
+at::Tensor tensor_of(const ImageTensor& sent) {
   // Copied, because bytes in a body have any alignment and the detector may write into its input.
-  const bool is_bytes = sent.type == PictureTensor::Type::kBytes;
+  const bool is_bytes = sent.type == ImageTensor::Type::kBytes;
   at::Tensor tensor = is_bytes ? at::empty({sent.height, sent.width, 3}, at::kByte)
                                : at::empty({3, sent.height, sent.width}, at::kFloat);
   std::copy(sent.data.begin(), sent.data.end(), static_cast<std::uint8_t*>(tensor.mutable_data_ptr()));
@@ -84,7 +84,7 @@ HttpAnswer answer_of_error(const std::exception_ptr& error, const std::string& r
     return with_retry(problem(503, busy.what(), request_id), busy.retry_after());
   } catch (const RequestError& wrong) {
     return problem(wrong.status(), wrong.what(), request_id);
-  } catch (const apps::PictureError& wrong) {
+  } catch (const apps::ImageError& wrong) {
     return problem(422, wrong.what(), request_id);
   } catch (const Error& failed) {
     const int status = failed.kind() == ErrorKind::kInput ? 422 : failed.kind() == ErrorKind::kDeadline ? 504 : 500;
@@ -102,10 +102,10 @@ struct Service::Work {
   HttpServer::Reply send;
   DetectQuery query;
   std::string model;
-  std::vector<SentPicture> pictures;
-  PictureRules rules;
+  std::vector<SentImage> images;
+  ImageRules rules;
   std::vector<EngineChoice> engines;
-  apps::Picture decoded;  ///< the image of an annotated answer
+  apps::Image decoded;  ///< the image of an annotated answer
   std::atomic<bool> is_answered{false};
 
   std::mutex mutex;  // guards the members below
@@ -336,9 +336,9 @@ void Service::detect(HttpRequest request, HttpServer::Reply reply) {
     if (work->query.exif) {
       work->rules.orientation = *work->query.exif ? apps::Orientation::kExif : apps::Orientation::kAsStored;
     }
-    work->pictures = read_pictures(work->request, work->rules);
-    if (work->query.annotated && work->pictures.size() != 1) {
-      throw RequestError(400, "query annotated", "one image", std::to_string(work->pictures.size()),
+    work->images = read_images(work->request, work->rules);
+    if (work->query.annotated && work->images.size() != 1) {
+      throw RequestError(400, "query annotated", "one image", std::to_string(work->images.size()),
                          "Send them one by one.");
     }
     submit(work, *detector);
@@ -349,43 +349,43 @@ void Service::detect(HttpRequest request, HttpServer::Reply reply) {
 
 void Service::submit(const std::shared_ptr<Work>& work, Detector& detector) {
   std::vector<DetectRequest> requests;
-  for (std::size_t i = 0; i < work->pictures.size(); ++i) requests.push_back(request_for(work, i));
+  for (std::size_t i = 0; i < work->images.size(); ++i) requests.push_back(request_for(work, i));
   work->left = requests.size();
   work->results.resize(requests.size());
   work->tickets.resize(requests.size());
   detector.submit(std::move(requests));
 }
 
-DetectRequest Service::request_for(const std::shared_ptr<Work>& work, std::size_t picture) const {
+DetectRequest Service::request_for(const std::shared_ptr<Work>& work, std::size_t image) const {
   // None of these owns the detector: if a worker released the last reference, it would wait for itself.
   DetectRequest request;
-  const SentPicture& sent = work->pictures[picture];
+  const SentImage& sent = work->images[image];
   request.size = {sent.size.height, sent.size.width};
   const std::int64_t deadline = work->query.deadline_ms.value_or(options_.deadline_ms);
   if (deadline > 0) request.deadline = work->request.received + std::chrono::milliseconds(deadline);
-  request.pixels = [this, work, picture, &sent]() -> at::Tensor {
+  request.pixels = [this, work, image, &sent]() -> at::Tensor {
     const std::uint64_t ticket = watchdog_.begin(work->model, [this, work] { give_up(*work); });
     {
       const std::lock_guard lock(work->mutex);
-      work->tickets[picture] = ticket;
+      work->tickets[image] = ticket;
     }
     if (sent.tensor) {
       check_pixels(sent);
       return tensor_of(*sent.tensor);
     }
-    auto decoded = std::make_shared<apps::Picture>(
-        apps::decode_picture(sent.encoded, sent.name, work->rules.picture, work->rules.orientation));
+    auto decoded = std::make_shared<apps::Image>(
+        apps::decode_image(sent.encoded, sent.name, work->rules.limits, work->rules.orientation));
     if (!decoded->warning.empty()) {
       log_event("warning", "picture", {{"request_id", work->request.request_id}, {"text", decoded->warning}});
     }
     if (work->query.annotated) work->decoded = *decoded;
     return at::from_blob(decoded->rgb.data(), {decoded->height, decoded->width, 3}, [decoded](void*) {}, at::kByte);
   };
-  request.done = [this, work, picture](DetectOutcome outcome) {
+  request.done = [this, work, image](DetectOutcome outcome) {
     {
       const std::lock_guard lock(work->mutex);
-      watchdog_.end(work->tickets[picture]);
-      work->results[picture] = std::move(outcome.result);
+      watchdog_.end(work->tickets[image]);
+      work->results[image] = std::move(outcome.result);
       if (outcome.error && !work->error) work->error = outcome.error;
       if (--work->left > 0) return;
     }
@@ -407,8 +407,8 @@ HttpAnswer Service::answer_of(Work& work) const {
     metrics_.batch(work.model, result.batch);
   }
   if (work.query.annotated) {
-    if (const auto& tensor = work.pictures[0].tensor) {
-      if (tensor->type == PictureTensor::Type::kFloats) {
+    if (const auto& tensor = work.images[0].tensor) {
+      if (tensor->type == ImageTensor::Type::kFloats) {
         throw RequestError(400, "query annotated", "a JPEG, PNG or U8 tensor", "an F32 tensor", "Send bytes.");
       }
       work.decoded = {static_cast<int>(tensor->width),
@@ -422,7 +422,7 @@ HttpAnswer Service::answer_of(Work& work) const {
   Answer answer{work.request.request_id, work.model, std::move(work.results), work.engines,
                 seconds_since(work.request.received)};
   std::string json = to_json(answer, options);
-  work.results = std::move(answer.pictures);  // for the log
+  work.results = std::move(answer.images);  // for the log
   return {200, kJson, std::move(json)};
 }
 
@@ -442,7 +442,7 @@ void Service::reply(Work& work, const HttpAnswer& answer) const {
   ordered_json fields = {{"request_id", work.request.request_id},
                          {"model", work.model},
                          {"status", answer.status},
-                         {"pictures", work.pictures.size()},
+                         {"pictures", work.images.size()},
                          {"total_ms", std::round(total * 1e6) / 1e3}};
   if (answer.status == 200) {
     std::size_t objects = 0;

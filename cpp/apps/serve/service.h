@@ -20,7 +20,7 @@ namespace hybrid_rt::serve {
 struct ServiceOptions {
   std::vector<std::string> models;  ///< bundles or directories
   DetectorOptions detector{};
-  PictureRules rules{};
+  ImageRules rules{};
   std::int64_t deadline_ms = 0;  ///< for requests that name none; 0: no deadline
   std::string token;             ///< empty: no token is required
   ClassNames class_names;        ///< replace the bundles' names unless empty
@@ -68,7 +68,7 @@ class Service {
   HttpAnswer metrics_text() const;
   void detect(HttpRequest request, HttpServer::Reply reply);
   void submit(const std::shared_ptr<Work>& work, Detector& detector);
-  DetectRequest request_for(const std::shared_ptr<Work>& work, std::size_t picture) const;
+  DetectRequest request_for(const std::shared_ptr<Work>& work, std::size_t image) const;
   HttpAnswer answer_of(Work& work) const;
   void give_up(Work& work) const;
   void reply(Work& work, const HttpAnswer& answer) const;

@@ -22,8 +22,7 @@ Watchdog::~Watchdog() {
 
 std::uint64_t Watchdog::begin(const std::string& model, std::function<void()> give_up) {
   const std::lock_guard lock(mutex_);
-  pictures_.emplace(++last_,
-                    Picture{model, std::this_thread::get_id(), Clock::now() + options_.limit, std::move(give_up)});
+  images_.emplace(++last_, Image{model, std::this_thread::get_id(), Clock::now() + options_.limit, std::move(give_up)});
   changed_.notify_all();
   return last_;
 }
@@ -31,16 +30,16 @@ std::uint64_t Watchdog::begin(const std::string& model, std::function<void()> gi
 void Watchdog::end(std::uint64_t ticket) {
   std::function<void()> dropped;  // destroyed outside the lock, because it may own the request
   const std::lock_guard lock(mutex_);
-  const auto found = pictures_.find(ticket);
-  if (found == pictures_.end()) return;
+  const auto found = images_.find(ticket);
+  if (found == images_.end()) return;
   dropped.swap(found->second.give_up);
-  pictures_.erase(found);
+  images_.erase(found);
 }
 
 bool Watchdog::are_all_stuck(const std::string& model) const {
   std::set<std::thread::id> stuck;  // a worker may hold several tickets of one batch
-  for (const auto& [ticket, picture] : pictures_) {
-    if (picture.is_stuck && picture.model == model) stuck.insert(picture.worker);
+  for (const auto& [ticket, image] : images_) {
+    if (image.is_stuck && image.model == model) stuck.insert(image.worker);
   }
   return stuck.size() >= static_cast<std::size_t>(options_.workers);
 }
@@ -53,15 +52,15 @@ void Watchdog::watch() {
     std::vector<std::function<void()>> given_up;
     std::string model;
     bool is_over = false;
-    for (auto& [ticket, picture] : pictures_) {
-      if (picture.is_stuck) continue;
-      if (picture.until > now) {
-        next = std::min(next, picture.until);
+    for (auto& [ticket, image] : images_) {
+      if (image.is_stuck) continue;
+      if (image.until > now) {
+        next = std::min(next, image.until);
         continue;
       }
-      picture.is_stuck = true;
-      given_up.push_back(std::move(picture.give_up));
-      model = picture.model;
+      image.is_stuck = true;
+      given_up.push_back(std::move(image.give_up));
+      model = image.model;
       is_over = is_over || are_all_stuck(model);
     }
     if (given_up.empty()) {

@@ -36,7 +36,7 @@ class Watchdog {
 
  private:
   using Clock = std::chrono::steady_clock;
-  struct Picture {
+  struct Image {
     std::string model;
     std::thread::id worker;
     Clock::time_point until;
@@ -52,7 +52,7 @@ class Watchdog {
   std::condition_variable changed_;
   bool is_stopping_ = false;
   std::uint64_t last_ = 0;
-  std::map<std::uint64_t, Picture> pictures_;
+  std::map<std::uint64_t, Image> images_;
   std::thread watcher_;
 };
 

@@ -33,8 +33,8 @@ fs::path cache_directory() {
 }  // namespace
 
 RuntimeCacheFile::RuntimeCacheFile(const std::string& key) {
-  const fs::path folder = key.empty() ? fs::path() : cache_directory();
-  if (!folder.empty()) path_ = (folder / "tensorrt_rtx" / (key + ".cache")).string();
+  const fs::path directory = key.empty() ? fs::path() : cache_directory();
+  if (!directory.empty()) path_ = (directory / "tensorrt_rtx" / (key + ".cache")).string();
 }
 
 std::string RuntimeCacheFile::read() const {

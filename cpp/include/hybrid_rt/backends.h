@@ -24,6 +24,6 @@ std::vector<BackendInfo> backends();
 Backend& backend(const std::string& name);
 
 /// Adds a directory in which plug-ins are searched, after those known so far. May be called from several threads.
-void add_plugin_folder(const std::string& folder);
+void add_plugin_folder(const std::string& directory);
 
 }  // namespace hybrid_rt

@@ -32,8 +32,8 @@ void require_picture_input(const torch::jit::Module& module);
 
 /// Converts a List[Dict[str, Tensor]]: "boxes" [n, 4], "labels" [n], "scores" [n], perhaps "masks" [n, 1, h, w],
 /// "keypoints" [n, k, 3] and "keypoints_scores" [n, k]; other keys are ignored. Throws Error(kInput) that names what
-/// differs, also if there are not as many dicts as `pictures`.
-std::vector<Detections> detections_from(const c10::IValue& output, std::size_t pictures);
+/// differs, also if there are not as many dicts as `images`.
+std::vector<Detections> detections_from(const c10::IValue& output, std::size_t images);
 
 /// Converts uint8 [H, W, 3] RGB, or float [3, H, W] on the CPU, to float [3, H, W] in 0..1 on `device`.
 /// Throws Error(kInput) for another tensor.

@@ -46,8 +46,8 @@ std::optional<uint64_t> size_of(PyTorchStreamReader& reader, const std::string& 
 
 /// Returns the sizes of storages: "constants/3" is the record of "constants.pkl" and key "3".
 StorageSize storages_of(PyTorchStreamReader& reader, const std::string& pickle) {
-  const std::string folder = pickle.substr(0, pickle.rfind('.')) + "/";
-  return [&reader, folder](std::string_view key) { return size_of(reader, folder + std::string(key)); };
+  const std::string directory = pickle.substr(0, pickle.rfind('.')) + "/";
+  return [&reader, directory](std::string_view key) { return size_of(reader, directory + std::string(key)); };
 }
 
 std::optional<std::string> refused_in(PyTorchStreamReader& reader, const std::string& record, size_t& tokens) {

@@ -79,10 +79,10 @@ class Registry {
     return *registry;
   }
 
-  void add_folder(const std::string& folder) {
+  void add_directory(const std::string& directory) {
     const std::lock_guard lock(mutex_);
-    if (std::find(folders_.begin(), folders_.end(), folder) != folders_.end()) return;
-    folders_.push_back(folder);
+    if (std::find(directories_.begin(), directories_.end(), directory) != directories_.end()) return;
+    directories_.push_back(directory);
     is_scanned_ = false;
   }
 
@@ -115,20 +115,21 @@ class Registry {
 
  private:
   void scan() {
-    std::vector<std::string> folders{library_directory(Links::kFollowed).string()};
+    std::vector<std::string> directories{library_directory(Links::kFollowed).string()};
     if (const char* extra = std::getenv("HYBRID_RT_PLUGIN_PATH")) {
       std::stringstream stream{std::string(extra)};
-      for (std::string folder; std::getline(stream, folder, platform::kPathSeparator);) folders.push_back(folder);
+      for (std::string directory; std::getline(stream, directory, platform::kPathSeparator);)
+        directories.push_back(directory);
     }
-    folders.insert(folders.end(), folders_.begin(), folders_.end());
-    for (const auto& folder : folders) scan(folder);
+    directories.insert(directories.end(), directories_.begin(), directories_.end());
+    for (const auto& directory : directories) scan(directory);
     is_scanned_ = true;
   }
 
-  void scan(const std::string& folder) {
+  void scan(const std::string& directory) {
     std::error_code failed;
     const std::string start = prefix();
-    for (const auto& entry : fs::directory_iterator(folder, failed)) {
+    for (const auto& entry : fs::directory_iterator(directory, failed)) {
       const std::string file = entry.path().filename().string();
       if (file.size() <= start.size() + kSuffix.size() || file.rfind(start, 0) != 0 || !file.ends_with(kSuffix)) {
         continue;
@@ -153,7 +154,7 @@ class Registry {
 
   std::mutex mutex_;
   bool is_scanned_ = false;  // since the last directory was added
-  std::vector<std::string> folders_;
+  std::vector<std::string> directories_;
   std::map<std::string, Plugin> plugins_;
   std::set<std::string> warned_;
 };
@@ -182,6 +183,6 @@ std::vector<BackendInfo> backends() {
 
 Backend& backend(const std::string& name) { return Registry::instance().get(name); }
 
-void add_plugin_folder(const std::string& folder) { Registry::instance().add_folder(folder); }
+void add_plugin_folder(const std::string& directory) { Registry::instance().add_directory(directory); }
 
 }  // namespace hybrid_rt

@@ -71,14 +71,14 @@ void check_position_sensitive_pooling(const char* name, const at::Tensor& input,
   }
 }
 
-void check_box(const BoxVerdict& verdict, int64_t pictures, int64_t row, const char* name) {
+void check_box(const BoxVerdict& verdict, int64_t images, int64_t row, const char* name) {
   if (verdict.fault == Fault::kNone) {
     return;
   }
   const Refuse refuse{name};
   const std::string got = c10::str(verdict.got, " in row ", row);
-  if (verdict.fault == Fault::kPicture) {
-    refuse(c10::str("rois[:, 0] to index a batch of ", pictures), got, "Number the images from 0.");
+  if (verdict.fault == Fault::kImage) {
+    refuse(c10::str("rois[:, 0] to index a batch of ", images), got, "Number the images from 0.");
   }
   refuse(c10::str("at most ", kMaxPoints, " sampling points per box"), got,
          "Lower sampling_ratio or clip the boxes to the image.");

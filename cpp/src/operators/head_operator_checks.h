@@ -25,8 +25,8 @@ void check_pooling(const char* name, const at::Tensor& input, const at::Tensor& 
 void check_position_sensitive_pooling(const char* name, const at::Tensor& input, const at::Tensor& rois,
                                       int64_t pooled_height, int64_t pooled_width);
 
-/// Throws if a box was refused. `row` is the box's row in the rois, `pictures` the number of images in the batch.
-void check_box(const BoxVerdict& verdict, int64_t pictures, int64_t row, const char* name = "roi_align");
+/// Throws if a box was refused. `row` is the box's row in the rois, `images` the number of images in the batch.
+void check_box(const BoxVerdict& verdict, int64_t images, int64_t row, const char* name = "roi_align");
 
 struct DeformableConvolution;
 

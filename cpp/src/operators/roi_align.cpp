@@ -349,7 +349,7 @@ std::vector<Run> cut_into_runs(const std::vector<Box<T>>& boxes, const std::vect
   for (int64_t begin = 0, end = 0; begin < count; begin = end) {
     Run run{begin, begin, {}, false};
     int64_t pixels = 0;
-    while (end < count && end - begin < longest && boxes[order[end]].picture == boxes[order[begin]].picture) {
+    while (end < count && end - begin < longest && boxes[order[end]].image == boxes[order[begin]].image) {
       const Box<T>& box = boxes[order[end++]];
       run.region.include(box);
       pixels += box.pixels();
@@ -369,8 +369,8 @@ void roi_align_into(const at::Tensor& input, const at::Tensor& rois, const std::
   std::iota(order.begin(), order.end(), 0);
   // Adjacent boxes share pixels, which are then still in the cache.
   std::stable_sort(order.begin(), order.end(), [&boxes](int64_t left, int64_t right) {
-    return std::pair(boxes[left].picture, boxes[left].first_row()) <
-           std::pair(boxes[right].picture, boxes[right].first_row());
+    return std::pair(boxes[left].image, boxes[left].first_row()) <
+           std::pair(boxes[right].image, boxes[right].first_row());
   });
 
   const int64_t channels = input.size(1);
@@ -399,8 +399,8 @@ void roi_align_into(const at::Tensor& input, const at::Tensor& rois, const std::
     for (int64_t task = begin; task < end; ++task) {
       const int64_t first_channel = (channels_last ? task % blocks : task / runs_count) * kBlock;
       const Run& run = runs[channels_last ? task / blocks : task % runs_count];
-      const int64_t picture = boxes[order[run.begin]].picture;
-      const Source<T> source{input_data + picture * input.stride(0) + first_channel * input.stride(1),
+      const int64_t image = boxes[order[run.begin]].image;
+      const Source<T> source{input_data + image * input.stride(0) + first_channel * input.stride(1),
                              std::min(kBlock, channels - first_channel), input.stride(1), input.stride(2),
                              input.stride(3)};
       worker.pool_run(boxes, order, rows, run, source, output_data + first_channel * bins);

@@ -32,7 +32,7 @@ struct Tap {
 /// A box in pixels, and its points: `rows` x `columns` per bin.
 template <typename T>
 struct Placement {
-  int64_t picture;
+  int64_t image;
   int32_t rows;
   int32_t columns;
   T top;
@@ -42,7 +42,7 @@ struct Placement {
   T points_per_bin;  // divisor of a bin's sum, at least 1
 };
 
-enum class Fault { kNone, kPicture, kPoints };
+enum class Fault { kNone, kImage, kPoints };
 
 /// Reason to refuse a box, and the number that caused it.
 struct BoxVerdict {
@@ -66,12 +66,12 @@ HYBRID_RT_HOST_DEVICE inline double points_along(T extent, int64_t bins, int64_t
 /// Places the box of a row (image, x1, y1, x2, y2), whose numbers are `stride` elements apart. A refused box has no
 /// points.
 template <typename T>
-HYBRID_RT_HOST_DEVICE inline BoxVerdict place_box(const T* roi, int64_t stride, const Pooling& pooling,
-                                                  int64_t pictures, Placement<T>& placement) {
+HYBRID_RT_HOST_DEVICE inline BoxVerdict place_box(const T* roi, int64_t stride, const Pooling& pooling, int64_t images,
+                                                  Placement<T>& placement) {
   placement = Placement<T>{0, 0, 0, T(0), T(0), T(0), T(0), T(1)};
-  const T picture = roi[0];
-  if (!(picture >= T(0) && static_cast<double>(picture) < static_cast<double>(pictures))) {
-    return {Fault::kPicture, static_cast<double>(picture)};
+  const T image = roi[0];
+  if (!(image >= T(0) && static_cast<double>(image) < static_cast<double>(images))) {
+    return {Fault::kImage, static_cast<double>(image)};
   }
   const T scale = static_cast<T>(pooling.spatial_scale);
   const T offset = static_cast<T>(pooling.aligned ? 0.5 : 0.0);
@@ -92,7 +92,7 @@ HYBRID_RT_HOST_DEVICE inline BoxVerdict place_box(const T* roi, int64_t stride, 
     return {Fault::kPoints, points};
   }
   const double points_per_bin = rows * columns;
-  placement.picture = static_cast<int64_t>(picture);
+  placement.image = static_cast<int64_t>(image);
   placement.rows = points > 0 ? static_cast<int32_t>(rows) : 0;
   placement.columns = points > 0 ? static_cast<int32_t>(columns) : 0;
   placement.top = top;

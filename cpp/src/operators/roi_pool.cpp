@@ -47,7 +47,7 @@ int64_t rounded(T value, bool& valid) {
 
 /// A box in integer pixels.
 struct PixelBox {
-  int64_t picture = 0;
+  int64_t image = 0;
   int64_t left = 0;
   int64_t top = 0;
   int64_t right = 0;
@@ -56,13 +56,13 @@ struct PixelBox {
 };
 
 template <typename T>
-PixelBox pixel_box(const T* roi, double spatial_scale, int64_t pictures, int64_t row, const char* name) {
-  if (!(roi[0] >= T(0) && static_cast<double>(roi[0]) < static_cast<double>(pictures))) {
-    check_box({Fault::kPicture, static_cast<double>(roi[0])}, pictures, row, name);
+PixelBox pixel_box(const T* roi, double spatial_scale, int64_t images, int64_t row, const char* name) {
+  if (!(roi[0] >= T(0) && static_cast<double>(roi[0]) < static_cast<double>(images))) {
+    check_box({Fault::kImage, static_cast<double>(roi[0])}, images, row, name);
   }
   const T scale = static_cast<T>(spatial_scale);
   PixelBox box;
-  box.picture = static_cast<int64_t>(roi[0]);
+  box.image = static_cast<int64_t>(roi[0]);
   box.left = rounded<T>(roi[1] * scale, box.is_valid);
   box.top = rounded<T>(roi[2] * scale, box.is_valid);
   box.right = rounded<T>(roi[3] * scale, box.is_valid);
@@ -74,7 +74,7 @@ PixelBox pixel_box(const T* roi, double spatial_scale, int64_t pictures, int64_t
 template <typename T>
 struct Memory {
   Memory(const at::Tensor& input, const at::Tensor& rois, Pooled& output)
-      : pictures(input.size(0)),
+      : images(input.size(0)),
         channels(input.size(1)),
         height(input.size(2)),
         width(input.size(3)),
@@ -86,7 +86,7 @@ struct Memory {
         values(output.values.mutable_data_ptr<T>()),
         sources(output.sources.mutable_data_ptr<int32_t>()) {}
 
-  int64_t pictures;
+  int64_t images;
   int64_t channels;
   int64_t height;
   int64_t width;
@@ -122,7 +122,7 @@ template <typename T>
 void roi_pool_into(const Memory<T>& in, double spatial_scale) {
   for_boxes(in.count, in.channels * in.rows * in.columns, [&](int64_t first, int64_t last) {
     for (int64_t n = first; n < last; ++n) {
-      const PixelBox box = pixel_box(in.boxes + 5 * n, spatial_scale, in.pictures, n, "roi_pool");
+      const PixelBox box = pixel_box(in.boxes + 5 * n, spatial_scale, in.images, n, "roi_pool");
       const T bin_height = static_cast<T>(std::max<int64_t>(box.bottom - box.top + 1, 1)) / static_cast<T>(in.rows);
       const T bin_width = static_cast<T>(std::max<int64_t>(box.right - box.left + 1, 1)) / static_cast<T>(in.columns);
       for (int64_t row = 0; row < in.rows; ++row) {
@@ -131,7 +131,7 @@ void roi_pool_into(const Memory<T>& in, double spatial_scale) {
           const Span wide = span_of(column, bin_width, box.left, in.width);
           const bool is_empty = !box.is_valid || high.end <= high.begin || wide.end <= wide.begin;
           for (int64_t c = 0; c < in.channels; ++c) {
-            const T* const channel = in.pixels + (box.picture * in.channels + c) * in.height * in.width;
+            const T* const channel = in.pixels + (box.image * in.channels + c) * in.height * in.width;
             T greatest = is_empty ? T(0) : static_cast<T>(-FLT_MAX);
             int64_t source = -1;
             for (int64_t y = high.begin; !is_empty && y < high.end; ++y) {
@@ -156,14 +156,14 @@ template <typename T>
 void ps_roi_pool_into(const Memory<T>& in, double spatial_scale) {
   for_boxes(in.count, in.channels, [&](int64_t first, int64_t last) {
     for (int64_t n = first; n < last; ++n) {
-      const PixelBox box = pixel_box(in.boxes + 5 * n, spatial_scale, in.pictures, n, "ps_roi_pool");
+      const PixelBox box = pixel_box(in.boxes + 5 * n, spatial_scale, in.images, n, "ps_roi_pool");
       const T bin_height = static_cast<T>(std::max<int64_t>(box.bottom - box.top, 1)) / static_cast<T>(in.rows);
       const T bin_width = static_cast<T>(std::max<int64_t>(box.right - box.left, 1)) / static_cast<T>(in.columns);
       for (int64_t c = 0; c < in.channels; ++c) {  // output channel, bin row and bin column, consecutively
         const Span high = span_of(c / in.columns % in.rows, bin_height, box.top, in.height - 1);
         const Span wide = span_of(c % in.columns, bin_width, box.left, in.width - 1);
         const bool is_empty = !box.is_valid || high.end <= high.begin || wide.end <= wide.begin;
-        const T* const channel = in.pixels + (box.picture * in.channels + c) * in.height * in.width;
+        const T* const channel = in.pixels + (box.image * in.channels + c) * in.height * in.width;
         T sum = 0;
         for (int64_t y = high.begin; !is_empty && y < high.end; ++y) {
           for (int64_t x = wide.begin; x < wide.end; ++x) sum += channel[y * in.width + x];
@@ -213,9 +213,9 @@ void ps_roi_align_into(const Memory<T>& in, const Pooling& pooling) {
   for_boxes(in.count, in.channels, [&](int64_t first, int64_t last) {
     for (int64_t n = first; n < last; ++n) {
       Placement<T> box;
-      check_box(place_box(in.boxes + 5 * n, 1, pooling, in.pictures, box), in.pictures, n, "ps_roi_align");
+      check_box(place_box(in.boxes + 5 * n, 1, pooling, in.images, box), in.images, n, "ps_roi_align");
       for (int64_t c = 0; c < in.channels; ++c) {
-        const T* const channel = in.pixels + (box.picture * in.channels + c) * in.height * in.width;
+        const T* const channel = in.pixels + (box.image * in.channels + c) * in.height * in.width;
         in.values[n * in.channels + c] =
             mean_of_points(channel, box, c / pooling.width % pooling.height, c % pooling.width, in.height, in.width);
         in.sources[n * in.channels + c] = static_cast<int32_t>(c);

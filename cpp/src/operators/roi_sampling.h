@@ -24,7 +24,7 @@ struct Axis {
 
 template <typename T>
 struct Box {
-  int64_t picture;
+  int64_t image;
   T points_per_bin;
   Axis<T> rows;
   Axis<T> columns;
@@ -66,7 +66,7 @@ Box<T> sample_box(const T* roi, int64_t stride, const Pooling& pooling, at::IntA
   Placement<T> placement;
   check_box(place_box(roi, stride, pooling, input_sizes[0], placement), input_sizes[0], index);
   Box<T> box;
-  box.picture = placement.picture;
+  box.image = placement.image;
   box.points_per_bin = placement.points_per_bin;
   sample_axis<T>(placement.top, placement.bin_height, pooling.height, placement.rows, input_sizes[2], box.rows);
   sample_axis<T>(placement.left, placement.bin_width, pooling.width, placement.columns, input_sizes[3], box.columns);

@@ -25,17 +25,17 @@ std::string shape_text(const at::Tensor& tensor) {
 
 using Fields = c10::Dict<c10::IValue, c10::IValue>;
 
-at::Tensor optional_field(const Fields& picture, const char* key) {
-  const auto found = picture.find(key);
-  if (found == picture.end()) return {};
+at::Tensor optional_field(const Fields& image, const char* key) {
+  const auto found = image.find(key);
+  if (found == image.end()) return {};
   if (!found->value().isTensor()) {
     throw wrong_output("'" + std::string(key) + "' of forward's output", "a tensor", found->value().tagKind());
   }
   return found->value().toTensor();
 }
 
-at::Tensor field(const Fields& picture, const char* key) {
-  at::Tensor tensor = optional_field(picture, key);
+at::Tensor field(const Fields& image, const char* key) {
+  at::Tensor tensor = optional_field(image, key);
   if (!tensor.defined()) {
     throw wrong_output("forward's output", "a dict with the key '" + std::string(key) + "'", "none");
   }
@@ -45,8 +45,8 @@ at::Tensor field(const Fields& picture, const char* key) {
 at::Tensor on_cpu(const at::Tensor& tensor, at::ScalarType type) { return tensor.to(at::kCPU, type).contiguous(); }
 
 /// Returns a field with one row per object and this number of dimensions, as floats on the CPU.
-at::Tensor per_object(const Fields& picture, const char* key, std::int64_t objects, std::int64_t dimensions) {
-  const at::Tensor tensor = optional_field(picture, key);
+at::Tensor per_object(const Fields& image, const char* key, std::int64_t objects, std::int64_t dimensions) {
+  const at::Tensor tensor = optional_field(image, key);
   if (!tensor.defined()) return tensor;
   if (tensor.dim() != dimensions || tensor.size(0) != objects) {
     throw wrong_output("'" + std::string(key) + "' of forward's output",
@@ -56,10 +56,10 @@ at::Tensor per_object(const Fields& picture, const char* key, std::int64_t objec
   return on_cpu(tensor, at::kFloat);
 }
 
-Detections detections_of(const Fields& picture) {
-  const at::Tensor boxes = field(picture, "boxes");
-  const at::Tensor labels = field(picture, "labels");
-  const at::Tensor scores = field(picture, "scores");
+Detections detections_of(const Fields& image) {
+  const at::Tensor boxes = field(image, "boxes");
+  const at::Tensor labels = field(image, "labels");
+  const at::Tensor scores = field(image, "scores");
   if (boxes.dim() != 2 || boxes.size(1) != 4 || labels.dim() != 1 || scores.dim() != 1 ||
       labels.size(0) != boxes.size(0) || scores.size(0) != boxes.size(0)) {
     throw wrong_output(
@@ -77,10 +77,10 @@ Detections detections_of(const Fields& picture) {
     found.objects[i].label = cpu_labels.const_data_ptr<std::int64_t>()[i];
     found.objects[i].score = cpu_scores.const_data_ptr<float>()[i];
   }
-  found.masks = per_object(picture, "masks", count, 4);
+  found.masks = per_object(image, "masks", count, 4);
   if (found.masks.defined()) found.masks = found.masks.select(1, 0).contiguous();
-  found.keypoints = per_object(picture, "keypoints", count, 3);
-  found.keypoint_scores = per_object(picture, "keypoints_scores", count, 2);
+  found.keypoints = per_object(image, "keypoints", count, 3);
+  found.keypoint_scores = per_object(image, "keypoints_scores", count, 2);
   return found;
 }
 
@@ -110,11 +110,11 @@ void require_picture_input(const torch::jit::Module& module) {
   }
   const c10::FunctionSchema& schema = method->function().getSchema();
   const std::vector<c10::Argument>& arguments = schema.arguments();  // the first one is self
-  const bool takes_pictures = arguments.size() >= 2 && *arguments[1].type() == *c10::ListType::ofTensors();
+  const bool takes_images = arguments.size() >= 2 && *arguments[1].type() == *c10::ListType::ofTensors();
   const bool takes_no_more =
       std::all_of(arguments.begin() + std::min<std::ptrdiff_t>(2, std::ssize(arguments)), arguments.end(),
                   [](const c10::Argument& argument) { return argument.default_value().has_value(); });
-  if (takes_pictures && takes_no_more) return;
+  if (takes_images && takes_no_more) return;
 
   std::string signature;
   for (const c10::Argument& argument : c10::ArrayRef<c10::Argument>(arguments).slice(1)) {
@@ -125,16 +125,16 @@ void require_picture_input(const torch::jit::Module& module) {
               "(" + signature + ")", kOthers);
 }
 
-std::vector<Detections> detections_from(const c10::IValue& output, std::size_t pictures) {
-  const bool is_list = output.isList() && output.toListRef().size() == pictures;
+std::vector<Detections> detections_from(const c10::IValue& output, std::size_t images) {
+  const bool is_list = output.isList() && output.toListRef().size() == images;
   const auto is_dict = [](const c10::IValue& each) { return each.isGenericDict(); };
   if (!is_list || !std::all_of(output.toListRef().begin(), output.toListRef().end(), is_dict)) {
-    throw wrong_output("forward's output", "a list of a dict for each of " + std::to_string(pictures) + " images",
+    throw wrong_output("forward's output", "a list of a dict for each of " + std::to_string(images) + " images",
                        output.isList() ? std::to_string(output.toListRef().size()) + " of " + output.type()->repr_str()
                                        : output.type()->repr_str());
   }
   std::vector<Detections> found;
-  for (const c10::IValue& picture : output.toListRef()) found.push_back(detections_of(picture.toGenericDict()));
+  for (const c10::IValue& image : output.toListRef()) found.push_back(detections_of(image.toGenericDict()));
   return found;
 }
 

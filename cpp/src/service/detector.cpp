@@ -156,10 +156,10 @@ class Detector::Workers {
       if (batch.ready.empty() && batch.late.empty()) return;
       for (auto& late : batch.late) Job{std::move(late)}.fail(too_late("too little time left when its turn came"));
       if (batch.ready.empty()) continue;
-      const std::size_t pictures = batch.ready.size();
+      const std::size_t images = batch.ready.size();
       const auto start = Clock::now();
       answer(std::move(batch.ready));
-      queue_.done(pictures, Clock::now() - start);
+      queue_.done(images, Clock::now() - start);
     }
   }
 

@@ -98,11 +98,11 @@ RequestQueue::Batch RequestQueue::take() {
   return batch;
 }
 
-void RequestQueue::done(std::size_t pictures, Clock::duration took) {
+void RequestQueue::done(std::size_t images, Clock::duration took) {
   const std::lock_guard lock(mutex_);
-  running_ -= pictures;
+  running_ -= images;
   last_done_ = Clock::now();
-  const Seconds each = Seconds(took) / static_cast<double>(pictures);
+  const Seconds each = Seconds(took) / static_cast<double>(images);
   // A moving average of the last few images. The first one counts fully.
   typical_ = typical_.count() > 0 ? typical_ * 0.8 + each * 0.2 : each;
 }

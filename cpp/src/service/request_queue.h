@@ -33,7 +33,7 @@ class RequestQueue {
   Batch take();
 
   /// Records the end of a batch and the time that a worker needed for it.
-  void done(std::size_t pictures, Clock::duration took);
+  void done(std::size_t images, Clock::duration took);
 
   void stop();
 

@@ -271,26 +271,26 @@ double BoxMatch::keypoint_recall() const { return keypoints == 0 ? 1 : 1 - share
 
 std::optional<std::vector<DetectionFields>> detections_of(const c10::IValue& value) {
   if (!value.isList() && !value.isTuple()) return std::nullopt;
-  std::vector<DetectionFields> pictures;
+  std::vector<DetectionFields> images;
   for (const c10::IValue& entry : elements_of(value)) {
     if (!entry.isGenericDict()) return std::nullopt;
-    DetectionFields picture;
+    DetectionFields image;
     for (const auto& field : entry.toGenericDict()) {
       if (!field.key().isString()) continue;
       const bool is_tensor = field.value().isTensor() && field.value().toTensor().defined();
-      picture[field.key().toStringRef()] = is_tensor ? field.value().toTensor().detach().cpu() : at::Tensor();
+      image[field.key().toStringRef()] = is_tensor ? field.value().toTensor().detach().cpu() : at::Tensor();
     }
     for (const char* name : {"boxes", "labels", "scores"}) {
-      if (!has(picture, name)) return std::nullopt;
+      if (!has(image, name)) return std::nullopt;
     }
-    const at::Tensor& boxes = picture.at("boxes");
+    const at::Tensor& boxes = image.at("boxes");
     if (boxes.dim() != 2 || boxes.size(1) != 4) return std::nullopt;
     for (const char* name : {"labels", "scores"}) {
-      if (picture.at(name).dim() != 1 || picture.at(name).size(0) != boxes.size(0)) return std::nullopt;
+      if (image.at(name).dim() != 1 || image.at(name).size(0) != boxes.size(0)) return std::nullopt;
     }
-    pictures.push_back(std::move(picture));
+    images.push_back(std::move(image));
   }
-  return pictures;
+  return images;
 }
 
 at::Tensor box_iou(const at::Tensor& first, const at::Tensor& second) {

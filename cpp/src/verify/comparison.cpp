@@ -22,9 +22,9 @@ using Leaves = std::vector<std::pair<std::string, c10::IValue>>;
 /// Maximum number of bytes of a text in a failure.
 constexpr size_t kLongestText = 100;
 
-std::string fields_of(const DetectionFields& picture) {
+std::string fields_of(const DetectionFields& image) {
   std::vector<std::string> names;
-  for (const auto& [name, tensor] : picture) names.push_back(name);
+  for (const auto& [name, tensor] : image) names.push_back(name);
   return joined(names, ", ");
 }
 

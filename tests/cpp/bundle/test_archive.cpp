@@ -47,7 +47,7 @@ Records valid() {
 
 class ArchiveFile {
  public:
-  explicit ArchiveFile(const Records& records) : path_(folder_.file("bundle.pt")) {
+  explicit ArchiveFile(const Records& records) : path_(directory_.file("bundle.pt")) {
     caffe2::serialize::PyTorchStreamWriter writer(path_);
     for (const auto& [name, bytes] : records) writer.writeRecord(name, bytes.data(), bytes.size());
     writer.writeEndOfFile();
@@ -65,7 +65,7 @@ class ArchiveFile {
   }
 
  private:
-  TemporaryFolder folder_;
+  TemporaryDirectory directory_;
   std::string path_;
 };
 
@@ -88,8 +88,8 @@ TEST_CASE("a complete archive opens, returns its manifest and verifies") {
 }
 
 TEST_CASE("a path that is not a file is refused") {
-  const TemporaryFolder folder;
-  for (const std::string& path : {folder.file("missing.pt"), folder.path().string(), std::string()}) {
+  const TemporaryDirectory directory;
+  for (const std::string& path : {directory.file("missing.pt"), directory.path().string(), std::string()}) {
     CAPTURE(path);
     const Error error = failure_of_archive(path);
     CHECK(error.kind() == ErrorKind::kBundle);

@@ -28,8 +28,8 @@ void note_child() { is_child = true; }
 }  // namespace
 
 TEST_CASE("a regular file is read at any position") {
-  const TemporaryFolder folder;
-  const fs::path path = folder.path() / "digits";
+  const TemporaryDirectory directory;
+  const fs::path path = directory.path() / "digits";
   std::ofstream(path) << "0123456789";
   const platform::RegularFile file = platform::open_regular_file(path.string());
   REQUIRE(file.descriptor >= 0);
@@ -47,10 +47,10 @@ TEST_CASE("a regular file is read at any position") {
 }
 
 TEST_CASE("a directory, a pipe and a missing file are not regular files") {
-  const TemporaryFolder folder;
-  CHECK(platform::open_regular_file(folder.path().string()).failure == "no regular file");
+  const TemporaryDirectory directory;
+  CHECK(platform::open_regular_file(directory.path().string()).failure == "no regular file");
   CHECK(platform::open_regular_file("/dev/null").failure == "no regular file");
-  const platform::RegularFile missing = platform::open_regular_file((folder.path() / "none").string());
+  const platform::RegularFile missing = platform::open_regular_file((directory.path() / "none").string());
   CHECK(missing.descriptor < 0);
   CHECK(missing.failure == "No such file or directory");
 }

@@ -39,8 +39,8 @@ def refusal(interface: str, method: re.Match[str]) -> str:
 
 
 def main() -> None:
-    folder, output, *interfaces = sys.argv[1:]
-    text = (pathlib.Path(folder) / "NvInferImpl.h").read_text()
+    directory, output, *interfaces = sys.argv[1:]
+    text = (pathlib.Path(directory) / "NvInferImpl.h").read_text()
     lines = ["// Made by make_refusals.py.", "namespace nvinfer1 {", "using namespace apiv;"]
     for interface in interfaces:
         lines += [f"class Refusing{interface[1:]} : public {interface} {{", " public:"]

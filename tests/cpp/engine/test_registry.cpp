@@ -78,17 +78,17 @@ TEST_CASE("a plug-in in an added directory is found") {
 }
 
 TEST_CASE("a plug-in that is added to a known directory later is found on request") {
-  const TemporaryFolder folder;
-  hybrid_rt::add_plugin_folder(folder.path().string());
+  const TemporaryDirectory directory;
+  hybrid_rt::add_plugin_folder(directory.path().string());
   CHECK(contains(failure_of([] { hybrid_rt::backend("latecomer"); }).what(), "expected one of "));
-  write_file(folder.file("libhybrid_rt_latecomer.so"));
+  write_file(directory.file("libhybrid_rt_latecomer.so"));
   CHECK(contains(failure_of([] { hybrid_rt::backend("latecomer"); }).what(), "the plug-in can't be opened: "));
 }
 
 TEST_CASE("a plug-in that can't be opened is listed with the reason") {
-  const TemporaryFolder folder;
-  write_file(folder.file("libhybrid_rt_text.so"));
-  hybrid_rt::add_plugin_folder(folder.path().string());
+  const TemporaryDirectory directory;
+  write_file(directory.file("libhybrid_rt_text.so"));
+  hybrid_rt::add_plugin_folder(directory.path().string());
   const auto infos = hybrid_rt::backends();
   const BackendInfo* text = find(infos, "text");
   REQUIRE(text != nullptr);
@@ -96,44 +96,45 @@ TEST_CASE("a plug-in that can't be opened is listed with the reason") {
   CHECK(contains(text->availability.reason, "the plug-in can't be opened: "));
   const Error error = failure_of([] { hybrid_rt::backend("text"); });
   CHECK(error.kind() == ErrorKind::kBackend);
-  CHECK(contains(error.what(), "hybrid_rt[text]: plug-in: expected a usable " + folder.file("libhybrid_rt_text.so")));
+  CHECK(
+      contains(error.what(), "hybrid_rt[text]: plug-in: expected a usable " + directory.file("libhybrid_rt_text.so")));
 }
 
 TEST_CASE("a library that is not a plug-in is listed with the reason") {
-  const TemporaryFolder folder;
+  const TemporaryDirectory directory;
   const auto infos = hybrid_rt::backends();
   const BackendInfo* torchscript = find(infos, "torchscript");
   REQUIRE(torchscript != nullptr);
   const auto library = std::filesystem::path(torchscript->plugin).parent_path() / "libhybrid_rt.so";
-  std::filesystem::create_symlink(library, folder.file("libhybrid_rt_entryless.so"));
-  hybrid_rt::add_plugin_folder(folder.path().string());
+  std::filesystem::create_symlink(library, directory.file("libhybrid_rt_entryless.so"));
+  hybrid_rt::add_plugin_folder(directory.path().string());
   CHECK(contains(failure_of([] { hybrid_rt::backend("entryless"); }).what(),
                  "exports no hybrid_rt_plugin (it lacks HYBRID_RT_PLUGIN)"));
 }
 
 TEST_CASE("the directories in HYBRID_RT_PLUGIN_PATH are searched, and missing ones are skipped") {
-  const TemporaryFolder folder;
-  write_file(folder.file("libhybrid_rt_from_environment.so"));
-  const std::string path = "/no/such/folder::" + folder.path().string();
+  const TemporaryDirectory directory;
+  write_file(directory.file("libhybrid_rt_from_environment.so"));
+  const std::string path = "/no/such/directory::" + directory.path().string();
   const TemporaryVariable variable("HYBRID_RT_PLUGIN_PATH", path.c_str());
   const auto infos = hybrid_rt::backends();
   CHECK(find(infos, "from_environment") != nullptr);
 }
 
 TEST_CASE("only files named libhybrid_rt_NAME.so are plug-ins") {
-  const TemporaryFolder folder;
+  const TemporaryDirectory directory;
   for (const char* name :
        {"libhybrid_rt_.so", "libhybrid_rt.so", "libother_one.so", "libhybrid_rt_two.so.1", "libhybrid_rt_three.a"}) {
-    write_file(folder.file(name));
+    write_file(directory.file(name));
   }
   const auto before = hybrid_rt::backends().size();
-  hybrid_rt::add_plugin_folder(folder.path().string());
+  hybrid_rt::add_plugin_folder(directory.path().string());
   CHECK(hybrid_rt::backends().size() == before);
 }
 
 TEST_CASE("the first of two plug-ins with the same name is used, and one warning names both") {
-  const TemporaryFolder first;
-  const TemporaryFolder second;
+  const TemporaryDirectory first;
+  const TemporaryDirectory second;
   write_file(first.file("libhybrid_rt_twice.so"));
   write_file(second.file("libhybrid_rt_twice.so"));
   const CapturedLog captured;

@@ -102,12 +102,12 @@ TEST_CASE("CUDA operators of another version are refused") {
 }
 
 TEST_CASE("a missing or invalid library of CUDA operators causes one warning with the remedy") {
-  const TemporaryFolder folder;
-  const std::string absent = folder.file("absent.so");
+  const TemporaryDirectory directory;
+  const std::string absent = directory.file("absent.so");
   CHECK(warning_of(absent) ==
         "the CUDA kernels of nms and roi_align can't be used (there is no " + absent + kConsequence);
 
-  const std::string text = folder.file("text.so");
+  const std::string text = directory.file("text.so");
   std::ofstream(text) << "no library";
   CHECK(contains(warning_of(text), "can't be used (" + text + ": "));
 

@@ -202,9 +202,9 @@ TEST_CASE("roi_align names the input that it refuses") {
         "Check the pooler's options.");
 }
 
-TEST_CASE("roi_align refuses a picture that is not in the batch") {
-  for (const float picture : {-1.0f, 1.0f, 1e9f, std::numeric_limits<float>::quiet_NaN()}) {
-    const at::Tensor rois = rows({0, 0, 0, 2, 2, picture, 0, 0, 2, 2}, 5);
+TEST_CASE("roi_align refuses an image that is not in the batch") {
+  for (const float image : {-1.0f, 1.0f, 1e9f, std::numeric_limits<float>::quiet_NaN()}) {
+    const at::Tensor rois = rows({0, 0, 0, 2, 2, image, 0, 0, 2, 2}, 5);
     const std::string text = input_error_of([&] { roi_align(ramp(), rois, kOnePoint); });
     check_starts_with(text, "hybrid_rt[operators]: roi_align: expected rois[:, 0] to index a batch of 1, got ");
     CHECK(text.find(" in row 1. Number the images from 0.") != std::string::npos);

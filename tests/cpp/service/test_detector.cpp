@@ -106,7 +106,7 @@ TEST_CASE("uint8 and float images give the same results") {
   CHECK(are_equal(detector.detect(bytes).detections, detector.detect(floats.contiguous()).detections));
 }
 
-TEST_CASE("a batch answers each of its pictures") {
+TEST_CASE("a batch answers each of its images") {
   Detector detector(bundle(), {.load = {.warm_up = {{64, 64}}}, .max_batch = 4, .max_delay = 500ms});
   std::vector<std::promise<DetectOutcome>> promises(4);
   std::vector<DetectRequest> requests;
@@ -125,7 +125,7 @@ TEST_CASE("a batch answers each of its pictures") {
   }
 }
 
-TEST_CASE("a picture that can't be decoded fails without the rest of its batch") {
+TEST_CASE("an image that can't be decoded fails without the rest of its batch") {
   Detector detector(bundle(), {.max_batch = 2, .max_delay = 500ms});
   std::promise<DetectOutcome> good;
   std::promise<DetectOutcome> bad;
@@ -133,15 +133,15 @@ TEST_CASE("a picture that can't be decoded fails without the rest of its batch")
   requests[0] = {.pixels = [] { return noise(64, 64, 1); },
                  .size = {{64, 64}},
                  .done = [&good](DetectOutcome outcome) { good.set_value(outcome); }};
-  requests[1] = {.pixels = []() -> at::Tensor { throw std::runtime_error("no picture"); },
+  requests[1] = {.pixels = []() -> at::Tensor { throw std::runtime_error("no image"); },
                  .size = {{64, 64}},
                  .done = [&bad](DetectOutcome outcome) { bad.set_value(outcome); }};
   detector.submit(std::move(requests));
   CHECK_FALSE(good.get_future().get().error);
-  CHECK_THROWS_WITH(std::rethrow_exception(bad.get_future().get().error), "no picture");
+  CHECK_THROWS_WITH(std::rethrow_exception(bad.get_future().get().error), "no image");
 }
 
-TEST_CASE("pictures that a detector does not accept are refused") {
+TEST_CASE("images that a detector does not accept are refused") {
   Detector detector(bundle());
   CHECK(kind_of(detector, at::zeros({3, 8})) == ErrorKind::kInput);
   CHECK(kind_of(detector, at::zeros({8, 8, 4}, at::kByte)) == ErrorKind::kInput);
@@ -183,8 +183,8 @@ TEST_CASE("a reload loses no request") {
 }
 
 TEST_CASE("a failed reload keeps the old module") {
-  const TemporaryFolder folder;
-  const std::string path = folder.file("copy.pt");
+  const TemporaryDirectory directory;
+  const std::string path = directory.file("copy.pt");
   std::filesystem::copy_file(bundle(), path);
   Detector detector(path);
   std::filesystem::resize_file(path, 1000);

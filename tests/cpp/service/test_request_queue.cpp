@@ -61,7 +61,7 @@ TEST_CASE("a queue accepts all of the requests or none") {
   CHECK(refusal(queue, requests(1)).empty());
 }
 
-TEST_CASE("without batching, pictures are taken one by one in order") {
+TEST_CASE("without batching, images are taken one by one in order") {
   RequestQueue queue(DetectorOptions{});
   queue.push(requests(1));
   queue.push([] {
@@ -74,7 +74,7 @@ TEST_CASE("without batching, pictures are taken one by one in order") {
   CHECK(queue.running() == 2);
 }
 
-TEST_CASE("a batch contains pictures of one bucket, and the others wait") {
+TEST_CASE("a batch contains images of one bucket, and the others wait") {
   RequestQueue queue({.max_batch = 4, .size_bucket = 64});
   std::vector<DetectRequest> given;
   for (const std::int64_t height : {100, 250, 128, 65, 193}) given.push_back(request({height, 100}));

@@ -25,15 +25,15 @@ using hybrid_rt::Error;
 using hybrid_rt::ErrorKind;
 
 /// Returns light rings on a dark background. The demo detector finds a 0 in each.
-at::Tensor picture_of_rings(int64_t height, int64_t width, int64_t rings) {
+at::Tensor image_of_rings(int64_t height, int64_t width, int64_t rings) {
   const at::Tensor y = torch::arange(height).unsqueeze(1) - 60;
-  at::Tensor picture = torch::full({height, width}, 0.2F);
+  at::Tensor image = torch::full({height, width}, 0.2F);
   for (int64_t ring = 0; ring < rings; ++ring) {
     const at::Tensor x = torch::arange(width) - (30 + 40 * ring);
     const at::Tensor radius = (y / 14.0).pow(2) + (x / 9.0).pow(2);
-    picture = torch::where(torch::logical_and(radius > 0.5, radius < 1.3), torch::full({}, 0.9F), picture);
+    image = torch::where(torch::logical_and(radius > 0.5, radius < 1.3), torch::full({}, 0.9F), image);
   }
-  return picture.expand({3, height, width}).contiguous();
+  return image.expand({3, height, width}).contiguous();
 }
 
 struct DetectionTensors {
@@ -43,8 +43,8 @@ struct DetectionTensors {
   int64_t confident_zeros() const { return torch::logical_and(labels == 1, scores > 0.9).sum().item<int64_t>(); }
 };
 
-DetectionTensors detect(torch::jit::Module& module, const at::Tensor& picture) {
-  const auto found = module.forward({c10::List<at::Tensor>({picture})}).toList().get(0).toGenericDict();
+DetectionTensors detect(torch::jit::Module& module, const at::Tensor& image) {
+  const auto found = module.forward({c10::List<at::Tensor>({image})}).toList().get(0).toGenericDict();
   const auto tensor = [&](const char* name) { return found.at(name).toTensor(); };
   return {tensor("boxes"), tensor("labels"), tensor("scores")};
 }
@@ -56,33 +56,33 @@ bool are_equal(const DetectionTensors& a, const DetectionTensors& b) {
 
 }  // namespace
 
-TEST_CASE("a loaded bundle detects the objects in the picture") {
+TEST_CASE("a loaded bundle detects the objects in the image") {
   torch::jit::Module module = hybrid_rt::load(bundle());
-  CHECK(detect(module, picture_of_rings(128, 160, 3)).confident_zeros() == 3);
-  CHECK(detect(module, picture_of_rings(200, 300, 5)).confident_zeros() == 5);
-  CHECK(detect(module, picture_of_rings(128, 160, 0)).confident_zeros() == 0);
+  CHECK(detect(module, image_of_rings(128, 160, 3)).confident_zeros() == 3);
+  CHECK(detect(module, image_of_rings(200, 300, 5)).confident_zeros() == 5);
+  CHECK(detect(module, image_of_rings(128, 160, 0)).confident_zeros() == 0);
 }
 
 TEST_CASE("torch::jit::load gives the same results once the library is linked") {
   torch::jit::Module ours = hybrid_rt::load(bundle());
   torch::jit::Module plain = torch::jit::load(bundle());
-  const at::Tensor picture = picture_of_rings(128, 160, 3);
-  const DetectionTensors expected = detect(plain, picture);
+  const at::Tensor image = image_of_rings(128, 160, 3);
+  const DetectionTensors expected = detect(plain, image);
   REQUIRE(expected.confident_zeros() == 3);
-  CHECK(are_equal(detect(ours, picture), expected));
+  CHECK(are_equal(detect(ours, image), expected));
 }
 
 TEST_CASE("every variant gives the same results") {
-  const at::Tensor picture = picture_of_rings(128, 160, 3);
+  const at::Tensor image = image_of_rings(128, 160, 3);
   torch::jit::Module reference = hybrid_rt::load(bundle(), {.backend = "torchscript"});
-  const DetectionTensors expected = detect(reference, picture);
+  const DetectionTensors expected = detect(reference, image);
   REQUIRE(expected.confident_zeros() == 3);
   for (const auto& engine : hybrid_rt::check(bundle())) {
     for (const auto& variant : engine.variants) {
       CAPTURE(variant.backend);
       if (!variant.refusal.empty()) continue;  // its runtime is not installed
       torch::jit::Module module = hybrid_rt::load(bundle(), {.backend = variant.backend});
-      CHECK(are_equal(detect(module, picture), expected));
+      CHECK(are_equal(detect(module, image), expected));
     }
   }
 }
@@ -99,13 +99,13 @@ TEST_CASE("engines are prepared by load(), or else by their first run") {
   const TemporaryVariable variable("HYBRID_RT_BACKEND", "torchscript");
   torch::jit::Module plain = torch::jit::load(bundle());
   CHECK(backend_of(plain).empty());
-  detect(plain, picture_of_rings(128, 160, 1));
+  detect(plain, image_of_rings(128, 160, 1));
   CHECK(backend_of(plain) == "torchscript");
 }
 
 TEST_CASE("class names come from the file, which is not read again") {
-  const TemporaryFolder folder;
-  const std::string path = folder.file("copy.pt");
+  const TemporaryDirectory directory;
+  const std::string path = directory.file("copy.pt");
   std::filesystem::copy_file(bundle(), path);
   const torch::jit::Module module = hybrid_rt::load(path);
   const hybrid_rt::ClassNames names = hybrid_rt::class_names(path);
@@ -175,8 +175,8 @@ TEST_CASE("load() refuses a device that no variant runs on") {
 }
 
 TEST_CASE("every function refuses a file that is not a bundle") {
-  const TemporaryFolder folder;
-  const std::string path = folder.file("no_bundle.pt");
+  const TemporaryDirectory directory;
+  const std::string path = directory.file("no_bundle.pt");
   torch::jit::Module("empty").save(path);
   for (const auto& call : std::vector<std::function<void()>>{
            [&] { hybrid_rt::load(path); }, [&] { hybrid_rt::check(path); }, [&] { hybrid_rt::read_manifest(path); },
@@ -189,8 +189,8 @@ TEST_CASE("every function refuses a file that is not a bundle") {
 
 TEST_CASE("a flipped bit anywhere in the records is detected") {
   CHECK_NOTHROW(hybrid_rt::verify_records(bundle()));
-  const TemporaryFolder folder;
-  const std::string path = folder.file("altered.pt");
+  const TemporaryDirectory directory;
+  const std::string path = directory.file("altered.pt");
   const auto size = static_cast<std::streamoff>(std::filesystem::file_size(bundle()));
   for (const std::streamoff position : {size / 4, size / 2, size * 3 / 4}) {
     CAPTURE(position);
@@ -210,28 +210,28 @@ TEST_CASE("a flipped bit anywhere in the records is detected") {
 
 TEST_CASE("threads share a module") {
   torch::jit::Module module = hybrid_rt::load(bundle());
-  std::vector<at::Tensor> pictures;
+  std::vector<at::Tensor> images;
   std::vector<DetectionTensors> expected;
   for (int64_t i = 0; i < 4; ++i) {
-    pictures.push_back(picture_of_rings(120 + 16 * i, 150 + 8 * i, i));
-    expected.push_back(detect(module, pictures.back()));
+    images.push_back(image_of_rings(120 + 16 * i, 150 + 8 * i, i));
+    expected.push_back(detect(module, images.back()));
     REQUIRE(expected.back().confident_zeros() == i);
   }
-  std::vector<int> right(pictures.size());
+  std::vector<int> right(images.size());
   std::vector<std::thread> threads;
-  for (size_t i = 0; i < pictures.size(); ++i) {
+  for (size_t i = 0; i < images.size(); ++i) {
     threads.emplace_back([&, i] {
       const at::NoGradGuard no_grad;
-      for (int k = 0; k < 5; ++k) right[i] += are_equal(detect(module, pictures[i]), expected[i]) ? 1 : 0;
+      for (int k = 0; k < 5; ++k) right[i] += are_equal(detect(module, images[i]), expected[i]) ? 1 : 0;
     });
   }
   for (std::thread& thread : threads) thread.join();
-  CHECK(right == std::vector<int>(pictures.size(), 5));
+  CHECK(right == std::vector<int>(images.size(), 5));
 }
 
 TEST_CASE("the process contains neither Python nor torchvision") {
   torch::jit::Module module = hybrid_rt::load(bundle());
-  CHECK(detect(module, picture_of_rings(128, 160, 1)).count() > 0);
+  CHECK(detect(module, image_of_rings(128, 160, 1)).count() > 0);
   std::ifstream maps("/proc/self/maps");
   size_t lines = 0;
   for (std::string line; std::getline(maps, line); ++lines) {
@@ -262,11 +262,11 @@ TEST_CASE("trust=\"signed\" requires a key") {
 
 TEST_CASE("a loaded bundle can switch to another variant, whose bytes are read from the file") {
   torch::jit::Module module = hybrid_rt::load(bundle());
-  const DetectionTensors before = detect(module, picture_of_rings(120, 200, 3));
-  const TemporaryFolder folder;
-  module.save(folder.file("saved.pt"));  // the bytes of all variants, read again
-  torch::jit::Module saved = torch::jit::load(folder.file("saved.pt"));
-  CHECK(are_equal(detect(saved, picture_of_rings(120, 200, 3)), before));
+  const DetectionTensors before = detect(module, image_of_rings(120, 200, 3));
+  const TemporaryDirectory directory;
+  module.save(directory.file("saved.pt"));  // the bytes of all variants, read again
+  torch::jit::Module saved = torch::jit::load(directory.file("saved.pt"));
+  CHECK(are_equal(detect(saved, image_of_rings(120, 200, 3)), before));
 }
 
 TEST_CASE("an engine runs without TorchScript") {
@@ -277,12 +277,12 @@ TEST_CASE("an engine runs without TorchScript") {
   CHECK(engine->variants().front().chosen);
   const auto reference = hybrid_rt::open_engine(bundle(), "backbone", {.backend = "torchscript"});
   CHECK(reference->spec().backend == "torchscript");
-  const at::Tensor picture = picture_of_rings(128, 256, 4).unsqueeze(0);
-  const auto outputs = engine->run({picture});
-  const auto expected = reference->run({picture});
+  const at::Tensor image = image_of_rings(128, 256, 4).unsqueeze(0);
+  const auto outputs = engine->run({image});
+  const auto expected = reference->run({image});
   REQUIRE(outputs.size() == engine->spec().outputs.size());
   for (size_t i = 0; i < outputs.size(); ++i) CHECK(torch::allclose(outputs[i], expected[i], 1e-3, 1e-4));
-  const Error refused = failure_of([&] { engine->run({picture.to(at::kDouble)}); });
+  const Error refused = failure_of([&] { engine->run({image.to(at::kDouble)}); });
   CHECK(refused.kind() == ErrorKind::kInput);
   const Error unknown = failure_of([] { hybrid_rt::open_engine(bundle(), "neck"); });
   CHECK(contains(unknown.what(), "engine: expected one of backbone, got 'neck'."));

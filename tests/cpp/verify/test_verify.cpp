@@ -25,11 +25,11 @@ using hybrid_rt::Verification;
 c10::IValue detections(const std::vector<std::vector<float>>& boxes, const std::vector<float>& scores) {
   at::Tensor corners = torch::zeros({static_cast<int64_t>(boxes.size()), 4});
   for (size_t i = 0; i < boxes.size(); ++i) corners[static_cast<int64_t>(i)] = torch::tensor(boxes[i]);
-  c10::Dict<std::string, at::Tensor> picture;
-  picture.insert("boxes", corners);
-  picture.insert("labels", torch::ones({static_cast<int64_t>(boxes.size())}, at::kLong));
-  picture.insert("scores", torch::tensor(scores));
-  return c10::List<c10::Dict<std::string, at::Tensor>>({picture});
+  c10::Dict<std::string, at::Tensor> image;
+  image.insert("boxes", corners);
+  image.insert("labels", torch::ones({static_cast<int64_t>(boxes.size())}, at::kLong));
+  image.insert("scores", torch::tensor(scores));
+  return c10::List<c10::Dict<std::string, at::Tensor>>({image});
 }
 
 }  // namespace

@@ -189,8 +189,8 @@ def test_a_process_that_does_not_answer_is_ended(tmp_path: Path) -> None:
 
 def test_a_compiler_ends_with_the_benchmark(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "detector.pickle")  # reading it blocks for ever without holding Python's lock
-    paths = {name: str(tmp_path / f"{name}") for name in ("detector.pickle", "pictures.pt")}
-    job = {"runtime": "hybrid", "detector": paths["detector.pickle"], "pictures": paths["pictures.pt"], "path": "x.pt"}
+    paths = {name: str(tmp_path / f"{name}") for name in ("detector.pickle", "images.pt")}
+    job = {"runtime": "hybrid", "detector": paths["detector.pickle"], "images": paths["images.pt"], "path": "x.pt"}
     (tmp_path / "job.json").write_text(json.dumps(job))
     command = [sys.executable, "-m", "hybrid_rt.bench.prepare", str(tmp_path / "job.json")]
     process = Process(command, tmp_path / "log.txt", {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
@@ -209,7 +209,7 @@ def test_the_cpp_worker_reports_errors(tmp_path: Path) -> None:
     without_job = subprocess.run([worker], capture_output=True, text=True, check=False)
     assert without_job.returncode == 2
     assert "usage: hybrid-rt-bench-worker JOB.json" in without_job.stderr
-    job = {"runtime": "hybrid", "path": "missing.pt", "pictures": "missing.pt", "threads": 1, "libraries": []}
+    job = {"runtime": "hybrid", "path": "missing.pt", "images": "missing.pt", "threads": 1, "libraries": []}
     (tmp_path / "job.json").write_text(json.dumps(job))
     process = Process([worker, str(tmp_path / "job.json")], tmp_path / "log.txt")
     with pytest.raises(ProcessFailed, match=r"missing\.pt: expected"):

@@ -272,7 +272,7 @@ def test_output_that_cannot_be_written_fails(program, demo_bundle, demo_image_pa
     output = tmp_path / "missing" / "annotated.png"
     message = error_of(run(program, demo_bundle, demo_image_path, "--output", output), OUTPUT_UNWRITABLE)
     assert message == (
-        f"hybrid_rt[picture]: {output}: expected a file that can be written, got No such file or directory. "
+        f"hybrid_rt[image]: {output}: expected a file that can be written, got No such file or directory. "
         "Check that its directory exists, is writable and has space."
     )
     assert list(tmp_path.iterdir()) == []

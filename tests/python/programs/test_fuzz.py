@@ -19,7 +19,7 @@ from helpers.paths import ROOT
 pytestmark = pytest.mark.slow
 
 FUZZERS = sorted(path.stem for path in (ROOT / "tests" / "fuzz").glob("fuzz_*.cpp"))
-SECONDS = {"fuzz_picture": 5, "fuzz_safetensors": 5, "fuzz_bundle": 10}
+SECONDS = {"fuzz_image": 5, "fuzz_safetensors": 5, "fuzz_bundle": 10}
 
 
 def fuzz(root: Path, *arguments: str, corpus: Path) -> subprocess.CompletedProcess[str]:
@@ -52,13 +52,13 @@ def test_no_input_crashes_a_decoder(fuzzer: str, tmp_path: Path) -> None:
     ("source", "check", "fuzzer", "property"),
     [
         ("serve/safetensors.cpp", "if (gap != 0)", "fuzz_safetensors", "data follows data"),
-        ("picture/jpeg.cpp", "if (channels == 4) picture.rgb", "fuzz_picture", "a picture has three bytes a pixel"),
+        ("image/jpeg.cpp", "if (channels == 4) image.rgb", "fuzz_image", "an image has three bytes a pixel"),
     ],
 )
 def test_a_missing_check_is_found_and_its_input_kept(
     source: str, check: str, fuzzer: str, property: str, tmp_path: Path
 ) -> None:
-    for directory in ("cpp/apps/picture", "cpp/apps/serve", "tests/fuzz"):
+    for directory in ("cpp/apps/image", "cpp/apps/serve", "tests/fuzz"):
         shutil.copytree(ROOT / directory, tmp_path / directory)
     (tmp_path / "tools").mkdir()
     shutil.copy(ROOT / "tools" / "fuzz", tmp_path / "tools")
@@ -105,7 +105,7 @@ def test_a_signature_that_lets_in_another_bundle_is_found(tmp_path: Path) -> Non
         (["--other"], "--other: expected --seconds, --hours, --seed, --corpus or --no-setup, got another option."),
         (
             ["fuzz_nothing"],
-            "expected one of fuzz_bundle fuzz_picture fuzz_safetensors fuzz_bundles, got 'fuzz_nothing'.",
+            "expected one of fuzz_bundle fuzz_image fuzz_safetensors fuzz_bundles, got 'fuzz_nothing'.",
         ),
     ],
 )

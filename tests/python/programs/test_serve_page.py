@@ -101,7 +101,7 @@ def test_the_boxes_of_the_answer_are_on_the_image(
     assert opened.rows == len(entry["detections"]) > 0
     assert page.inner_text("#count") == str(len(entry["detections"]))
 
-    image, drawing = (page.locator(selector).bounding_box() for selector in ("#picture", "#drawing"))
+    image, drawing = (page.locator(selector).bounding_box() for selector in ("#image", "#drawing"))
     assert image == pytest.approx(drawing, abs=1)
     assert image["width"] / image["height"] == pytest.approx(entry["width"] / entry["height"], rel=0.01)
     for found in entry["detections"]:
@@ -291,8 +291,8 @@ def test_a_rotated_photograph_is_shown_as_the_server_reads_it(
         entry.convert("RGB").save(turned, quality=95, exif=exif)
     opened = Opened(browser, server)
     opened.choose(turned)
-    box = opened.page.locator("#picture").bounding_box()
-    shot = Image.open(io.BytesIO(opened.page.locator("#picture").screenshot())).convert("RGB")
+    box = opened.page.locator("#image").bounding_box()
+    shot = Image.open(io.BytesIO(opened.page.locator("#image").screenshot())).convert("RGB")
     with Image.open(turned) as entry:
         assert box["width"] / box["height"] == pytest.approx(entry.width / entry.height, rel=0.02)
         as_it_lies = entry.convert("RGB").resize(shot.size)
@@ -348,7 +348,7 @@ def test_the_answer_and_the_image_can_be_saved(
     saved = json.loads((tmp_path / "answer.json").read_text())
     assert saved["pictures"] == server.detect(demo_image_path).json()["pictures"]
     with opened.page.expect_download() as download:
-        opened.page.click("#save-picture")
+        opened.page.click("#save-image")
     assert download.value.suggested_filename == f"{demo_image_path.stem}-boxes.png"
     download.value.save_as(tmp_path / "boxes.png")
     with Image.open(tmp_path / "boxes.png") as annotated, Image.open(demo_image_path) as entry:

@@ -19,9 +19,9 @@ constexpr wchar_t kPrefix[] = L"hybrid_rt-library-";
 std::string message(DWORD code) { return std::system_category().message(static_cast<int>(code)); }
 
 /// Removes the files of processes that have ended. Files that are open or loaded can't be removed.
-void remove_old(const fs::path& folder) {
+void remove_old(const fs::path& directory) {
   std::error_code failed;
-  for (const auto& entry : fs::directory_iterator(folder, failed)) {
+  for (const auto& entry : fs::directory_iterator(directory, failed)) {
     if (entry.path().filename().wstring().rfind(kPrefix, 0) == 0) DeleteFileW(entry.path().c_str());
   }
 }
@@ -43,14 +43,15 @@ LibraryBytes write_library(const std::string& name, const void* bytes, std::size
   static std::atomic<unsigned> count{0};
   LibraryBytes made;
   std::error_code failed;
-  const fs::path folder = fs::temp_directory_path(failed);
+  const fs::path directory = fs::temp_directory_path(failed);
   if (failed) {
     made.failure = failed.message();
     return made;
   }
-  remove_old(folder);
-  const fs::path path = folder / (kPrefix + fs::path(name).wstring() + L"-" + std::to_wstring(GetCurrentProcessId()) +
-                                  L"-" + std::to_wstring(count.fetch_add(1)) + L".dll");
+  remove_old(directory);
+  const fs::path path =
+      directory / (kPrefix + fs::path(name).wstring() + L"-" + std::to_wstring(GetCurrentProcessId()) + L"-" +
+                   std::to_wstring(count.fetch_add(1)) + L".dll");
   const HANDLE writing =
       CreateFileW(path.c_str(), GENERIC_WRITE, 0, nullptr, CREATE_NEW, FILE_ATTRIBUTE_TEMPORARY, nullptr);
   if (writing == INVALID_HANDLE_VALUE) {

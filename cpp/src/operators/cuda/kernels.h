@@ -54,11 +54,11 @@ cudaError_t suppress_boxes(Element element, const NmsBoxes& boxes, double thresh
 
 struct Features {
   const void* data;  // [N, C, H, W]
-  int64_t pictures;
+  int64_t images;
   int64_t channels;
   int64_t height;
   int64_t width;
-  int64_t picture_stride;
+  int64_t image_stride;
   int64_t channel_stride;
   int64_t row_stride;
   int64_t column_stride;
@@ -75,7 +75,7 @@ struct Rois {
 size_t placement_size(Element element);
 
 /// Places the boxes. `first_refused` becomes the first row that place_box refuses, or -1. A refused box has no points.
-cudaError_t place_boxes(Element element, const Rois& rois, const Pooling& pooling, int64_t pictures, void* placements,
+cudaError_t place_boxes(Element element, const Rois& rois, const Pooling& pooling, int64_t images, void* placements,
                         int64_t* first_refused, cudaStream_t stream);
 
 /// Writes [count, C, pooled height, pooled width], contiguous; at most 2^31 - 1 bins per box.

@@ -119,11 +119,11 @@ at::Tensor nms(const at::Tensor& dets, const at::Tensor& scores, double iou_thre
 }
 
 /// Throws the CPU kernel's error for that box. The arithmetic is the same.
-[[noreturn]] void refuse_box(const at::Tensor& rois, int64_t row, const Pooling& pooling, int64_t pictures) {
+[[noreturn]] void refuse_box(const at::Tensor& rois, int64_t row, const Pooling& pooling, int64_t images) {
   const at::Tensor roi = rois.select(0, row).cpu().contiguous();
   AT_DISPATCH_FLOATING_TYPES_AND_HALF(roi.scalar_type(), "roi_align", [&] {
     Placement<scalar_t> placement;
-    check_box(place_box(roi.const_data_ptr<scalar_t>(), 1, pooling, pictures, placement), pictures, row);
+    check_box(place_box(roi.const_data_ptr<scalar_t>(), 1, pooling, images, placement), images, row);
   });
   throw Error(ErrorKind::kInput, "operators", "roi_align", "boxes that stay the same while it runs",
               c10::str("another box in row ", row), "Wait for the stream that writes rois.");
@@ -152,7 +152,7 @@ at::Tensor roi_align(const at::Tensor& input, const at::Tensor& rois, double spa
   const at::Tensor placements =
       at::empty({boxes.count * static_cast<int64_t>(placement_size(element))}, input.options().dtype(at::kByte));
   const at::Tensor first_refused = at::empty({1}, input.options().dtype(at::kLong));
-  require(place_boxes(element, boxes, pooling, features.pictures, placements.mutable_data_ptr(),
+  require(place_boxes(element, boxes, pooling, features.images, placements.mutable_data_ptr(),
                       first_refused.mutable_data_ptr<int64_t>(), stream),
           kName);
   // The host waits for the check of the boxes, which takes microseconds, while the GPU is already pooling.
@@ -162,7 +162,7 @@ at::Tensor roi_align(const at::Tensor& input, const at::Tensor& rois, double spa
           kName);
   const int64_t refused = read_back.wait();
   if (refused >= 0) {
-    refuse_box(rois, refused, pooling, features.pictures);
+    refuse_box(rois, refused, pooling, features.images);
   }
   return output;
 }

@@ -38,11 +38,11 @@ unsigned blocks_for(int64_t tasks) { return static_cast<unsigned>(std::min(tasks
 
 template <typename T>
 __global__ void place(const T* rois, int64_t row_stride, int64_t column_stride, int64_t count, Pooling pooling,
-                      int64_t pictures, Placement<T>* placements, unsigned long long* first_refused) {
+                      int64_t images, Placement<T>* placements, unsigned long long* first_refused) {
   const int64_t threads = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += threads) {
     Placement<T> placement;
-    const BoxVerdict verdict = place_box(rois + i * row_stride, column_stride, pooling, pictures, placement);
+    const BoxVerdict verdict = place_box(rois + i * row_stride, column_stride, pooling, images, placement);
     if (verdict.fault != Fault::kNone) {
       atomicMin(first_refused, static_cast<unsigned long long>(i));
     }
@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t index = task / tasks_per_box;
     const int64_t first_channel = task % tasks_per_box * channels_per_task;
     const Placement<T> box = placements[index];
-    const T* const source = data + box.picture * features.picture_stride + first_channel * features.channel_stride;
+    const T* const source = data + box.image * features.image_stride + first_channel * features.channel_stride;
     T* const target = output + (index * features.channels + first_channel) * bins;
     // Unsigned 32-bit numbers, because they are divided: a task has fewer than 2^31 elements, and kThreads are added.
     const auto elements = static_cast<uint32_t>(smaller(channels_per_task, features.channels - first_channel) * bins);
@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(kThreads) pool_tiles(Features features, const 
     const Placement<T> box = placements[index];
     if (lane < channels) {
       const T* const source =
-          data + box.picture * features.picture_stride + (first_channel + lane) * features.channel_stride;
+          data + box.image * features.image_stride + (first_channel + lane) * features.channel_stride;
       for (int i = warp; i < tile_bins; i += kWarps) {
         const auto bin = static_cast<int32_t>(first_bin) + i;
         tile[i][lane] = pool_bin(box, bin / bin_columns, bin % bin_columns, source, features);
@@ -146,7 +146,7 @@ __global__ void __launch_bounds__(kThreads) pool_tiles(Features features, const 
 }
 
 template <typename T>
-cudaError_t place_all(const Rois& rois, const Pooling& pooling, int64_t pictures, void* placements,
+cudaError_t place_all(const Rois& rois, const Pooling& pooling, int64_t images, void* placements,
                       int64_t* first_refused, cudaStream_t stream) {
   // All bits set: the largest number for atomicMin, and -1 for the reader.
   const cudaError_t status = cudaMemsetAsync(first_refused, 0xFF, sizeof(*first_refused), stream);
@@ -154,7 +154,7 @@ cudaError_t place_all(const Rois& rois, const Pooling& pooling, int64_t pictures
     return status;
   }
   place<<<blocks_for((rois.count + kThreads - 1) / kThreads), kThreads, 0, stream>>>(
-      static_cast<const T*>(rois.data), rois.row_stride, rois.column_stride, rois.count, pooling, pictures,
+      static_cast<const T*>(rois.data), rois.row_stride, rois.column_stride, rois.count, pooling, images,
       static_cast<Placement<T>*>(placements), reinterpret_cast<unsigned long long*>(first_refused));
   return cudaGetLastError();
 }
@@ -193,15 +193,15 @@ size_t placement_size(Element element) {
   return 0;
 }
 
-cudaError_t place_boxes(Element element, const Rois& rois, const Pooling& pooling, int64_t pictures, void* placements,
+cudaError_t place_boxes(Element element, const Rois& rois, const Pooling& pooling, int64_t images, void* placements,
                         int64_t* first_refused, cudaStream_t stream) {
   switch (element) {
     case Element::kFloat:
-      return place_all<float>(rois, pooling, pictures, placements, first_refused, stream);
+      return place_all<float>(rois, pooling, images, placements, first_refused, stream);
     case Element::kDouble:
-      return place_all<double>(rois, pooling, pictures, placements, first_refused, stream);
+      return place_all<double>(rois, pooling, images, placements, first_refused, stream);
     case Element::kHalf:
-      return place_all<Half>(rois, pooling, pictures, placements, first_refused, stream);
+      return place_all<Half>(rois, pooling, images, placements, first_refused, stream);
   }
   return cudaErrorInvalidValue;
 }

@@ -7,10 +7,10 @@
 namespace {
 
 using hybrid_rt::apps::encode_png;
-using hybrid_rt::apps::Picture;
+using hybrid_rt::apps::Image;
 using hybrid_rt::serve::HttpRequest;
 using hybrid_rt::serve::is_known_type;
-using hybrid_rt::serve::read_pictures;
+using hybrid_rt::serve::read_images;
 using hybrid_rt::serve::read_query;
 using hybrid_rt::serve::RequestError;
 
@@ -38,7 +38,7 @@ std::string refused_query(const std::string& name, const std::string& value) {
 
 std::string png(int width, int height) {
   const auto bytes =
-      encode_png(Picture{width, height, std::vector<std::uint8_t>(static_cast<std::size_t>(width) * height * 3)});
+      encode_png(Image{width, height, std::vector<std::uint8_t>(static_cast<std::size_t>(width) * height * 3)});
   return {bytes.begin(), bytes.end()};
 }
 
@@ -95,49 +95,48 @@ TEST_CASE("content types are recognised") {
   CHECK_FALSE(is_known_type(""));
 }
 
-TEST_CASE("pictures are returned with their sizes") {
+TEST_CASE("images are returned with their sizes") {
   const HttpRequest one = with_body("image/png", png(5, 3));
-  const auto pictures = read_pictures(one, {});
-  REQUIRE(pictures.size() == 1);
-  CHECK(pictures[0].size.width == 5);
-  CHECK(pictures[0].size.height == 3);
+  const auto images = read_images(one, {});
+  REQUIRE(images.size() == 1);
+  CHECK(images[0].size.width == 5);
+  CHECK(images[0].size.height == 3);
 
   std::string turned = png(5, 3);
   const std::string exif("MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0", 22);
   turned.insert(33, std::string("\0\0\0\x16", 4) + "eXIf" + exif + "....");  // the chunk's checksum is not read
-  CHECK(read_pictures(with_body("image/png", turned), {}).at(0).size.width == 5);
+  CHECK(read_images(with_body("image/png", turned), {}).at(0).size.width == 5);
   const auto upright =
-      read_pictures(with_body("image/png", turned), {.orientation = hybrid_rt::apps::Orientation::kExif});
+      read_images(with_body("image/png", turned), {.orientation = hybrid_rt::apps::Orientation::kExif});
   CHECK(upright.at(0).size.width == 3);
   CHECK(upright.at(0).size.height == 5);
 
   HttpRequest several;
   several.content_type = "multipart/form-data";
   several.parts = {{"image", png(5, 3)}, {"image", png(7, 9)}};
-  CHECK(read_pictures(several, {}).at(1).size.height == 9);
+  CHECK(read_images(several, {}).at(1).size.height == 9);
 }
 
 TEST_CASE("bodies that are not images are refused") {
-  CHECK(refused(400, [] { read_pictures(with_body("image/png", ""), {}); }) ==
+  CHECK(refused(400, [] { read_images(with_body("image/png", ""), {}); }) ==
         "hybrid_rt[serve]: body: expected an image, got no bytes. Send the bytes of the image.");
-  CHECK(refused(422, [] { read_pictures(with_body("image/png", "GIF89a"), {}); }).find("expected a JPEG or PNG") !=
+  CHECK(refused(422, [] { read_images(with_body("image/png", "GIF89a"), {}); }).find("expected a JPEG or PNG") !=
         std::string::npos);
-  refused(422, [] { read_pictures(with_body("application/x-safetensors", "nonsense"), {}); });
+  refused(422, [] { read_images(with_body("application/x-safetensors", "nonsense"), {}); });
 }
 
-TEST_CASE("a picture with too many pixels is refused by its header") {
-  const std::string text = refused(
-      422, [] { read_pictures(with_body("image/png", png(2000, 1000)), {.picture = {.max_pixels = 1'000'000}}); });
+TEST_CASE("an image with too many pixels is refused by its header") {
+  const std::string text =
+      refused(422, [] { read_images(with_body("image/png", png(2000, 1000)), {.limits = {.max_pixels = 1'000'000}}); });
   CHECK(text.find("expected at most 16384 pixels per side and 1 megapixels, got 2000x1000") != std::string::npos);
 }
 
-TEST_CASE("a form contains at least one picture, up to the limit, in fields named image") {
+TEST_CASE("a form contains at least one image, up to the limit, in fields named image") {
   HttpRequest form;
   form.content_type = "multipart/form-data";
-  CHECK(refused(400, [&] { read_pictures(form, {}); }).find("got 0") != std::string::npos);
+  CHECK(refused(400, [&] { read_images(form, {}); }).find("got 0") != std::string::npos);
   form.parts = {{"file", png(1, 1)}};
-  CHECK(refused(400, [&] { read_pictures(form, {}); }).find("got one named 'file'") != std::string::npos);
+  CHECK(refused(400, [&] { read_images(form, {}); }).find("got one named 'file'") != std::string::npos);
   form.parts = {{"image", png(1, 1)}, {"image", png(1, 1)}};
-  CHECK(refused(400, [&] { read_pictures(form, {.max_pictures = 1}); }).find("expected 1 to 1 parts") !=
-        std::string::npos);
+  CHECK(refused(400, [&] { read_images(form, {.max_images = 1}); }).find("expected 1 to 1 parts") != std::string::npos);
 }

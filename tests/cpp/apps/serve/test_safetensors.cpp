@@ -12,13 +12,13 @@
 
 namespace {
 
+using hybrid_rt::serve::ImageTensor;
+using hybrid_rt::serve::ImageTensorLimits;
 using hybrid_rt::serve::PayloadError;
-using hybrid_rt::serve::PictureTensor;
-using hybrid_rt::serve::PictureTensorLimits;
-using hybrid_rt::serve::read_picture_tensors;
+using hybrid_rt::serve::read_image_tensors;
 
 using Bytes = std::vector<std::uint8_t>;
-using Type = PictureTensor::Type;
+using Type = ImageTensor::Type;
 
 constexpr std::size_t kLengthBytes = 8;
 
@@ -37,9 +37,9 @@ std::string entry(const std::string& name, const std::string& dtype, const std::
   return "\"" + name + R"(":{"dtype":")" + dtype + R"(","shape":)" + shape + R"(,"data_offsets":)" + offsets + "}";
 }
 
-std::string failure(const Bytes& body, const PictureTensorLimits& limits = {}) {
+std::string failure(const Bytes& body, const ImageTensorLimits& limits = {}) {
   try {
-    read_picture_tensors(body, limits);
+    read_image_tensors(body, limits);
   } catch (const PayloadError& error) {
     return error.what();
   }
@@ -48,12 +48,12 @@ std::string failure(const Bytes& body, const PictureTensorLimits& limits = {}) {
 }
 
 /// Returns the error of a header followed by `data_size` bytes.
-std::string failure(const std::string& header, std::size_t data_size, const PictureTensorLimits& limits = {}) {
+std::string failure(const std::string& header, std::size_t data_size, const ImageTensorLimits& limits = {}) {
   return failure(body_of(header, data_size), limits);
 }
 
 std::string failure_of_entry(const std::string& dtype, const std::string& shape, const std::string& offsets,
-                             std::size_t data_size, const PictureTensorLimits& limits = {}) {
+                             std::size_t data_size, const ImageTensorLimits& limits = {}) {
   return failure("{" + entry("a", dtype, shape, offsets) + "}", data_size, limits);
 }
 
@@ -64,33 +64,33 @@ bool is_in(const std::string& part, const std::string& text) {
 
 }  // namespace
 
-TEST_CASE("pictures of both kinds are returned in the order of the header's text") {
+TEST_CASE("images of both kinds are returned in the order of the header's text") {
   // "b" comes first, although its data is last and its name would be sorted last.
   const std::string header =
       "{" + entry("b", "F32", "[3,1,2]", "[18,42]") + "," + entry("a", "U8", "[2,3,3]", "[0,18]") + "}";
   const Bytes body = body_of(header, 42);
-  const std::vector<PictureTensor> pictures = read_picture_tensors(body);
-  REQUIRE(pictures.size() == 2);
+  const std::vector<ImageTensor> images = read_image_tensors(body);
+  REQUIRE(images.size() == 2);
   const std::uint8_t* data = body.data() + kLengthBytes + header.size();
 
-  CHECK(pictures[0].name == "b");
-  CHECK(pictures[0].type == Type::kFloats);
-  CHECK(pictures[0].height == 1);
-  CHECK(pictures[0].width == 2);
-  CHECK(pictures[0].data.data() == data + 18);
-  CHECK(pictures[0].data.size() == 24);
+  CHECK(images[0].name == "b");
+  CHECK(images[0].type == Type::kFloats);
+  CHECK(images[0].height == 1);
+  CHECK(images[0].width == 2);
+  CHECK(images[0].data.data() == data + 18);
+  CHECK(images[0].data.size() == 24);
 
-  CHECK(pictures[1].name == "a");
-  CHECK(pictures[1].type == Type::kBytes);
-  CHECK(pictures[1].height == 2);
-  CHECK(pictures[1].width == 3);
-  CHECK(pictures[1].data.data() == data);
-  CHECK(pictures[1].data.size() == 18);
+  CHECK(images[1].name == "a");
+  CHECK(images[1].type == Type::kBytes);
+  CHECK(images[1].height == 2);
+  CHECK(images[1].width == 3);
+  CHECK(images[1].data.data() == data);
+  CHECK(images[1].data.size() == 18);
 }
 
 TEST_CASE("metadata and spaces after the header are accepted") {
   const std::string header = R"({"__metadata__":{"format":"np"},)" + entry("a", "U8", "[1,1,3]", "[0,3]") + "}     ";
-  CHECK(read_picture_tensors(body_of(header, 3)).size() == 1);
+  CHECK(read_image_tensors(body_of(header, 3)).size() == 1);
   CHECK(is_in("texts alone, got {\"format\":1}",
               failure(R"({"__metadata__":{"format":1},)" + entry("a", "U8", "[1,1,3]", "[0,3]") + "}", 3)));
   CHECK(is_in("texts alone, got \"x\"", failure(R"({"__metadata__":"x"})", 0)));
@@ -108,7 +108,7 @@ TEST_CASE("the message has the form of all errors") {
 TEST_CASE("a body that is truncated anywhere is refused") {
   const std::string header = "{" + entry("a", "U8", "[2,2,3]", "[0,12]") + "}";
   const Bytes body = body_of(header, 12);
-  REQUIRE(read_picture_tensors(body).size() == 1);
+  REQUIRE(read_image_tensors(body).size() == 1);
   for (std::size_t size = 0; size < body.size(); ++size) {
     CHECK(is_in("hybrid_rt[serve]: ", failure(Bytes(body.begin(), body.begin() + static_cast<std::ptrdiff_t>(size)))));
   }
@@ -176,14 +176,14 @@ TEST_CASE("sizes are limited, and their products do not overflow") {
   CHECK(is_in("100000000 in all, got 16384x16384", failure_of_entry("U8", "[16384,16384,3]", "[0,3]", 3)));
   // 2^32 * 2^32 is 0 in 64 bits, as is 2^63 * 2 * 3.
   CHECK(is_in("got 4294967296x4294967296", failure_of_entry("U8", "[4294967296,4294967296,3]", "[0,0]", 0)));
-  const PictureTensorLimits none{.max_side = std::numeric_limits<std::int64_t>::max(),
-                                 .max_pixels = std::numeric_limits<std::int64_t>::max()};
+  const ImageTensorLimits none{.max_side = std::numeric_limits<std::int64_t>::max(),
+                               .max_pixels = std::numeric_limits<std::int64_t>::max()};
   CHECK(is_in("in all", failure_of_entry("U8", "[4294967296,4294967296,3]", "[0,0]", 0, none)));
   CHECK(is_in("12 bytes for each", failure_of_entry("F32", "[3,1,4611686018427387904]", "[0,0]", 0, none)));
   CHECK(is_in("3 bytes for each", failure_of_entry("U8", "[1,9223372036854775807,3]", "[0,3]", 3, none)));
 
-  const PictureTensorLimits small{.max_side = 4, .max_pixels = 8};
-  CHECK(read_picture_tensors(body_of("{" + entry("a", "U8", "[2,4,3]", "[0,24]") + "}", 24), small).size() == 1);
+  const ImageTensorLimits small{.max_side = 4, .max_pixels = 8};
+  CHECK(read_image_tensors(body_of("{" + entry("a", "U8", "[2,4,3]", "[0,24]") + "}", 24), small).size() == 1);
   CHECK(
       is_in("at most 4 pixels per side and 8 in all, got 3x3", failure_of_entry("U8", "[3,3,3]", "[0,27]", 27, small)));
   CHECK(is_in("got 1x5", failure_of_entry("F32", "[3,5,1]", "[0,60]", 60, small)));
@@ -213,15 +213,15 @@ TEST_CASE("tensors cover the data once and without gaps") {
   CHECK(is_in("no data but the tensors', got 2 bytes more", two("[3,6]", "[0,3]", 8)));
 }
 
-TEST_CASE("pictures are counted before their data is read") {
+TEST_CASE("images are counted before their data is read") {
   std::string header = "{";
   for (int i = 0; i < 3; ++i) {
     const std::string offsets = "[" + std::to_string(3 * i) + "," + std::to_string(3 * i + 3) + "]";
     header += (i > 0 ? "," : "") + entry(std::to_string(i), "U8", "[1,1,3]", offsets);
   }
-  CHECK(read_picture_tensors(body_of(header + "}", 9), {.max_pictures = 3}).size() == 3);
-  CHECK(read_picture_tensors(body_of(header + R"(,"__metadata__":{}})", 9), {.max_pictures = 3}).size() == 3);
-  CHECK(is_in("1 to 2 images, got more", failure(header + "}", 9, {.max_pictures = 2})));
+  CHECK(read_image_tensors(body_of(header + "}", 9), {.max_images = 3}).size() == 3);
+  CHECK(read_image_tensors(body_of(header + R"(,"__metadata__":{}})", 9), {.max_images = 3}).size() == 3);
+  CHECK(is_in("1 to 2 images, got more", failure(header + "}", 9, {.max_images = 2})));
   CHECK(is_in("1 to 16 images, got none", failure("{}", 0)));
   CHECK(is_in("1 to 16 images, got none", failure(R"({"__metadata__":{}})", 0)));
 
@@ -250,9 +250,9 @@ TEST_CASE("unaligned data is read correctly") {
     Bytes body = body_of(header + std::string(pad, ' '), 12);
     const float values[3] = {0.0F, 0.25F, 1.0F};
     std::memcpy(body.data() + body.size() - sizeof values, values, sizeof values);
-    const std::vector<PictureTensor> pictures = read_picture_tensors(body);
-    REQUIRE(pictures.size() == 1);
-    CHECK(std::memcmp(pictures[0].data.data(), values, sizeof values) == 0);
+    const std::vector<ImageTensor> images = read_image_tensors(body);
+    REQUIRE(images.size() == 1);
+    CHECK(std::memcmp(images[0].data.data(), values, sizeof values) == 0);
   }
 }
 
@@ -262,9 +262,9 @@ TEST_CASE("floats are pixels from 0 to 1") {
     const std::string header = "{" + entry("a", "F32", "[3,1,1]", "[0,12]") + "}";
     Bytes body = body_of(header, 12);
     std::memcpy(body.data() + body.size() - 12, values.data(), 12);
-    const std::vector<PictureTensor> pictures = read_picture_tensors(body);
+    const std::vector<ImageTensor> images = read_image_tensors(body);
     try {
-      hybrid_rt::serve::check_values(pictures[0]);
+      hybrid_rt::serve::check_values(images[0]);
     } catch (const hybrid_rt::serve::PayloadError& error) {
       return error.what();
     }

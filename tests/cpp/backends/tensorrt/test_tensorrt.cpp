@@ -91,21 +91,21 @@ TEST_CASE("an environment variable turns CUDA graphs on and off") {
 }
 
 TEST_CASE("TensorRT-RTX's compiled kernels are kept intact between processes") {
-  const TemporaryFolder folder;
-  const TemporaryVariable place("HYBRID_RT_CACHE", folder.path().c_str());
+  const TemporaryDirectory directory;
+  const TemporaryVariable place("HYBRID_RT_CACHE", directory.path().c_str());
   const hybrid_rt::tensorrt::RuntimeCacheFile file("key");
   CHECK(file.read().empty());
   file.write("bytes\n\0"s);
   CHECK(file.read() == "bytes\n\0"s);
   file.write("");  // empty contents do not replace the old file
   CHECK(file.read() == "bytes\n\0"s);
-  const auto in_folder = std::filesystem::directory_iterator(folder.path() / "tensorrt_rtx");
-  CHECK(std::distance(begin(in_folder), end(in_folder)) == 1);
+  const auto in_directory = std::filesystem::directory_iterator(directory.path() / "tensorrt_rtx");
+  CHECK(std::distance(begin(in_directory), end(in_directory)) == 1);
 }
 
 TEST_CASE("engines that are destroyed at the same time leave one complete cache") {
-  const TemporaryFolder folder;
-  const TemporaryVariable place("HYBRID_RT_CACHE", folder.path().c_str());
+  const TemporaryDirectory directory;
+  const TemporaryVariable place("HYBRID_RT_CACHE", directory.path().c_str());
   const hybrid_rt::tensorrt::RuntimeCacheFile file("key");
   std::vector<std::thread> running;
   for (char letter = 'a'; letter < 'i'; ++letter) {
@@ -116,20 +116,20 @@ TEST_CASE("engines that are destroyed at the same time leave one complete cache"
   for (std::thread& thread : running) thread.join();
   const std::string kept = file.read();
   CHECK((kept == std::string(300000, kept.empty() ? ' ' : kept.front())));
-  const auto in_folder = std::filesystem::directory_iterator(folder.path() / "tensorrt_rtx");
-  CHECK(std::distance(begin(in_folder), end(in_folder)) == 1);
+  const auto in_directory = std::filesystem::directory_iterator(directory.path() / "tensorrt_rtx");
+  CHECK(std::distance(begin(in_directory), end(in_directory)) == 1);
 }
 
 TEST_CASE("nothing is kept if that is turned off or impossible") {
-  const TemporaryFolder folder;
+  const TemporaryDirectory directory;
   {
-    const TemporaryVariable place("HYBRID_RT_CACHE", folder.path().c_str());
+    const TemporaryVariable place("HYBRID_RT_CACHE", directory.path().c_str());
     const TemporaryVariable off("HYBRID_RT_CACHE_SIZE", "0");
     hybrid_rt::tensorrt::RuntimeCacheFile("key").write("bytes");
     hybrid_rt::tensorrt::RuntimeCacheFile("").write("bytes");
   }
-  CHECK(std::filesystem::is_empty(folder.path()));
-  const TemporaryVariable place("HYBRID_RT_CACHE", "/dev/null/folder");
+  CHECK(std::filesystem::is_empty(directory.path()));
+  const TemporaryVariable place("HYBRID_RT_CACHE", "/dev/null/directory");
   hybrid_rt::tensorrt::RuntimeCacheFile("key").write("bytes");
   CHECK(hybrid_rt::tensorrt::RuntimeCacheFile("key").read().empty());
 }

@@ -198,7 +198,7 @@ bool are_close(const std::vector<at::Tensor>& got, const std::vector<at::Tensor>
   return true;
 }
 
-at::Tensor picture(std::vector<int64_t> sizes) { return at::rand(sizes); }
+at::Tensor image(std::vector<int64_t> sizes) { return at::rand(sizes); }
 
 at::Tensor on_device(const at::Tensor& tensor, int device) { return tensor.to(emulated::torch_device(device)); }
 

@@ -64,7 +64,7 @@ std::vector<at::Tensor> expected_of(const at::Tensor& x);
 /// Copies both to the CPU in the current stream, and compares them.
 bool are_close(const std::vector<at::Tensor>& got, const std::vector<at::Tensor>& expected);
 /// Returns a random tensor on the CPU.
-at::Tensor picture(std::vector<int64_t> sizes);
+at::Tensor image(std::vector<int64_t> sizes);
 at::Tensor on_device(const at::Tensor& tensor, int device = 0);
 
 /// Counts the copies of inputs that a profiler would see in this thread, during its lifetime.

@@ -117,7 +117,7 @@ TEST_CASE("a bundle gives the same results on the device as on the CPU") {
           StandIn::here().library + " " + StandIn::here().version + ", fp32, cuda:0 (Emulated GPU)");
   }
   for (int call = 0; call < 6; ++call) {
-    CHECK(finds_the_same(module, picture({1 + call % 3, 3, 16 + 8 * (call % 2), 24 + 4 * call})));
+    CHECK(finds_the_same(module, image({1 + call % 3, 3, 16 + 8 * (call % 2), 24 + 4 * call})));
   }
 }
 
@@ -154,7 +154,7 @@ TEST_CASE("two different GPUs each run the engine that was built for them" * emu
   std::atomic<int> right{0};
   in_threads(4, [&](int t) {
     for (int call = 0; call < 3; ++call) {
-      if (finds_the_same(t % 2 == 0 ? first : second, picture({1, 3, 16, 16 + 4 * call}), t % 2)) ++right;
+      if (finds_the_same(t % 2 == 0 ? first : second, image({1, 3, 16, 16 + 4 * call}), t % 2)) ++right;
     }
   });
   CHECK(right == 12);
@@ -167,7 +167,7 @@ TEST_CASE("a bundle that was loaded on the CPU can move and creates its engines 
   Module module = hybrid_rt::load(bundle());
   for (const auto& engine : hybrid_rt::engines(module)) CHECK(engine.backend == "torchscript");
   hybrid_rt::move_to(module, emulated::torch_device(1));
-  const at::Tensor x = picture({2, 3, 24, 16});
+  const at::Tensor x = image({2, 3, 24, 16});
   CHECK(finds_the_same(module, x, 1));
   for (const auto& engine : hybrid_rt::engines(module)) CHECK(chosen_of(engine.variants) == place_of_tensorrt(1));
   Module other = hybrid_rt::load(bundle());
@@ -189,7 +189,7 @@ TEST_CASE("sixteen threads run a bundle while others load and drop it, in each m
     std::atomic<int> right{0};
     in_threads(16, [&](int t) {
       for (int call = 0; call < 2; ++call) {
-        const at::Tensor x = picture({1, 3, 16, 16 + 4 * ((t + call) % 5)});
+        const at::Tensor x = image({1, 3, 16, 16 + 4 * ((t + call) % 5)});
         if (t % 4 == 0) {
           Module again = loaded(0, call == 0 ? "torchscript" : "");
           if (finds_the_same(again, x)) ++right;
@@ -213,7 +213,7 @@ TEST_CASE("an engine that fails during warm-up falls back" * emulated_only()) {
     for (const auto& engine : hybrid_rt::engines(module)) CHECK(chosen_of(engine.variants) == kTorchScript);
     CHECK(contains(hybrid_rt::engines(module)[0].variants[place_of_tensorrt(0)].refusal,
                    "got createExecutionContext: out of memory."));
-    CHECK(finds_the_same(module, picture({1, 3, 16, 16})));
+    CHECK(finds_the_same(module, image({1, 3, 16, 16})));
   }
   Module module = hybrid_rt::load(bundle(), options);
   CHECK(hybrid_rt::engines(module)[0].backend == "tensorrt");
@@ -223,7 +223,7 @@ TEST_CASE("a bundle fails on a device without free memory and can be used again"
   const Watch watch;
   const CapturedLog log;
   Module module = loaded(0);
-  const at::Tensor x = picture({1, 3, 16, 16});
+  const at::Tensor x = image({1, 3, 16, 16});
   CHECK(finds_the_same(module, x));
   const auto works = [](const std::function<void()>& work) {
     try {
@@ -258,8 +258,8 @@ TEST_CASE("a bundle on a lost device throws an error" * emulated_only()) {
   const Watch watch;
   const CapturedLog log;
   Module module = loaded(0);
-  CHECK(finds_the_same(module, picture({1, 3, 16, 16})));
-  const at::Tensor there = on_device(picture({1, 3, 16, 16}));
+  CHECK(finds_the_same(module, image({1, 3, 16, 16})));
+  const at::Tensor there = on_device(image({1, 3, 16, 16}));
   emulated::set_lost(0, true);
   std::string text;
   try {
@@ -270,5 +270,5 @@ TEST_CASE("a bundle on a lost device throws an error" * emulated_only()) {
   CHECK(contains(text, "run: expected torch's work on cuda:0 to succeed, got CUDA error: unspecified launch failure"));
   CHECK_THROWS_AS(loaded(0), std::exception);
   emulated::set_lost(0, false);
-  CHECK(finds_the_same(module, picture({1, 3, 16, 16})));
+  CHECK(finds_the_same(module, image({1, 3, 16, 16})));
 }

@@ -28,7 +28,7 @@ bool run_in_threads(Engine& engine, int threads, int calls, bool has_own_streams
           has_own_streams ? emulated::new_torch_stream() : c10::Stream(c10::Stream::DEFAULT, emulated::torch_device());
       const c10::StreamGuard guard(stream);
       for (int call = 0; call < calls; ++call) {
-        const at::Tensor x = picture({1 + (t + call) % 2, 3, 8 + 2 * (t % 5), 10 + 2 * (call % 3)});
+        const at::Tensor x = image({1 + (t + call) % 2, 3, 8 + 2 * (t % 5), 10 + 2 * (call % 3)});
         if (!are_close(engine.run({on_device(x)}), expected_of(x))) is_right = false;
       }
     });
@@ -42,7 +42,7 @@ bool run_in_threads(Engine& engine, int threads, int calls, bool has_own_streams
 TEST_CASE("an engine gives the CPU's results") {
   const Watch watch;
   const auto engine = Artifact().load();
-  const at::Tensor x = picture({2, 3, 16, 24});
+  const at::Tensor x = image({2, 3, 16, 24});
   CHECK(are_close(engine->run({on_device(x)}), expected_of(x)));
   CHECK(contains(engine->description(), StandIn::here().library + " " + StandIn::here().version));
   CHECK(contains(engine->description(), "fp32"));
@@ -54,7 +54,7 @@ TEST_CASE("one context runs calls of different sizes") {
   const auto engine = Artifact().load();
   const int before = emulated::Vendor::instance().made;
   for (int call = 0; call < 9; ++call) {
-    const at::Tensor x = picture({1 + call % 3, 3, 8 + 4 * (call % 4), 16});
+    const at::Tensor x = image({1 + call % 3, 3, 8 + 4 * (call % 4), 16});
     CHECK(are_close(engine->run({on_device(x)}), expected_of(x)));
   }
   if (!on_a_gpu()) CHECK(emulated::Vendor::instance().made - before == 1);
@@ -65,10 +65,10 @@ TEST_CASE("each size runs in the profile that contains it") {
   const auto engine = Artifact(two_profiles()).load();
   for (const auto& sizes :
        std::vector<std::vector<int64_t>>{{1, 3, 8, 8}, {4, 3, 64, 64}, {2, 3, 32, 32}, {3, 3, 32, 40}}) {
-    const at::Tensor x = picture(sizes);
+    const at::Tensor x = image(sizes);
     CHECK(are_close(engine->run({on_device(x)}), expected_of(x)));
   }
-  const auto failure = failure_of([&] { engine->run({on_device(picture({1, 3, 16, 64}))}); });
+  const auto failure = failure_of([&] { engine->run({on_device(image({1, 3, 16, 64}))}); });
   CHECK(failure.kind() == ErrorKind::kInput);
   CHECK(contains(failure.what(),
                  "expected shapes within one optimisation profile (profile 0: 1..2x3x8..32x8..32; profile 1: "
@@ -78,7 +78,7 @@ TEST_CASE("each size runs in the profile that contains it") {
 TEST_CASE("a view with an unaligned address is copied") {
   const Watch watch;
   const auto engine = Artifact().load();
-  const at::Tensor batch = picture({3, 3, 10, 10});
+  const at::Tensor batch = image({3, 3, 10, 10});
   const at::Tensor there = on_device(batch);
   const at::Tensor view = there.narrow(0, 1, 1);
   CHECK(reinterpret_cast<uintptr_t>(view.const_data_ptr()) % 256 != 0);
@@ -93,7 +93,7 @@ TEST_CASE("memory that a caller frees or overwrites after a call does not change
   const Watch watch;
   emulated::set_delay(3000);
   const auto engine = Artifact().load();
-  const at::Tensor x = picture({1, 3, 16, 16});
+  const at::Tensor x = image({1, 3, 16, 16});
   at::Tensor there = on_device(x);
   const auto first = engine->run({there});
   there.zero_();  // after the run, in its stream
@@ -125,7 +125,7 @@ TEST_CASE("all threads that wait for contexts of two profiles get one") {
   for (int t = 0; t < 48; ++t) {  // 16 contexts per profile
     running.emplace_back([&, t] {
       const c10::StreamGuard guard(emulated::new_torch_stream());
-      const at::Tensor x = picture({1, 3, t % 2 == 0 ? 16 : 40, t % 2 == 0 ? 16 : 40});
+      const at::Tensor x = image({1, 3, t % 2 == 0 ? 16 : 40, t % 2 == 0 ? 16 : 40});
       for (int call = 0; call < 2; ++call) {
         if (are_close(engine->run({on_device(x)}), expected_of(x))) ++right;
       }
@@ -144,7 +144,7 @@ TEST_CASE("streams share contexts if there are more streams" * emulated_only()) 
   const std::shared_future<void> opened = gate.get_future().share();
   std::vector<std::vector<at::Tensor>> results;
   std::vector<c10::Stream> streams;
-  const at::Tensor x = picture({1, 3, 16, 16});
+  const at::Tensor x = image({1, 3, 16, 16});
   for (int i = 0; i < 40; ++i) {
     streams.push_back(emulated::new_torch_stream());
     const c10::StreamGuard guard(streams.back());
@@ -164,10 +164,10 @@ TEST_CASE("streams share contexts if there are more streams" * emulated_only()) 
 TEST_CASE("an empty batch runs as a batch of one and returns no rows") {
   const Watch watch;
   const auto engine = Artifact().load();
-  const auto outputs = engine->run({on_device(picture({0, 3, 16, 16}))});
+  const auto outputs = engine->run({on_device(image({0, 3, 16, 16}))});
   CHECK(outputs[0].sizes() == c10::IntArrayRef({0, 4, 16, 16}));
   CHECK(outputs[1].sizes() == c10::IntArrayRef({0, 4}));
-  const auto failure = failure_of([&] { engine->run({on_device(picture({1, 3, 0, 16}))}); });
+  const auto failure = failure_of([&] { engine->run({on_device(image({1, 3, 0, 16}))}); });
   CHECK(failure.kind() == ErrorKind::kInput);
   CHECK(std::string(failure.what()) ==
         "hybrid_rt[tensorrt]: inputs: expected sizes of at least 1, except in the first dimension, got 0. Omit images "
@@ -179,7 +179,7 @@ TEST_CASE("an engine runs on the device that it was created for" * emulated_only
   emulated::set_device_count(2);
   const auto engine = Artifact().load(emulated::torch_device(1));
   const auto other = Artifact().load(emulated::torch_device(0));
-  const at::Tensor x = picture({1, 3, 16, 16});
+  const at::Tensor x = image({1, 3, 16, 16});
   CHECK(emulated::current_device() == 0);
   const auto outputs = engine->run({on_device(x, 1)});
   CHECK(emulated::current_device() == 0);
@@ -195,7 +195,7 @@ TEST_CASE("an engine runs on the device that it was created for" * emulated_only
 TEST_CASE("an engine is destroyed after its last call") {
   const Watch watch;
   emulated::set_delay(20000);
-  const at::Tensor x = picture({1, 3, 16, 16});
+  const at::Tensor x = image({1, 3, 16, 16});
   for (int round = 0; round < 3; ++round) {  // like a program that reloads a bundle
     auto engine = Artifact().load();
     const auto outputs = engine->run({on_device(x)});
@@ -213,7 +213,7 @@ TEST_CASE("engines are loaded and dropped while another one runs") {
   for (int t = 0; t < 8; ++t) {
     running.emplace_back([&, t] {
       const c10::StreamGuard guard(emulated::new_torch_stream());
-      const at::Tensor x = picture({1, 3, 16, 16 + 2 * t});
+      const at::Tensor x = image({1, 3, 16, 16 + 2 * t});
       for (int round = 0; round < 3; ++round) {
         const auto own = Artifact().load();
         const at::Tensor there = on_device(x);
@@ -231,7 +231,7 @@ TEST_CASE("a call that the vendor refuses does not affect earlier calls" * emula
   const Watch watch;
   emulated::set_delay(20000);
   const auto engine = Artifact().load();
-  const at::Tensor x = picture({1, 3, 16, 16});
+  const at::Tensor x = image({1, 3, 16, 16});
   const at::Tensor there = on_device(x);  // this waits, so it must not be between the calls
   const auto before = engine->run({there});
   emulated::Vendor::instance().fail_enqueue = 1;
@@ -247,7 +247,7 @@ TEST_CASE("a call that the vendor refuses does not affect earlier calls" * emula
 TEST_CASE("an engine can be used after a call that ran out of memory" * emulated_only()) {
   const Watch watch;
   const auto engine = Artifact().load();
-  const at::Tensor batch = picture({2, 3, 10, 10});
+  const at::Tensor batch = image({2, 3, 10, 10});
   const at::Tensor view = on_device(batch).narrow(0, 1, 1);  // its copy is the fourth allocation of the call
   int failures = 0;
   for (int n = 1; n <= 5; ++n) {
@@ -275,7 +275,7 @@ TEST_CASE("an engine can be used after a call that ran out of memory" * emulated
 TEST_CASE("a lost device causes an error, not a crash" * emulated_only()) {
   const Watch watch;
   auto engine = Artifact().load();
-  const at::Tensor x = on_device(picture({1, 3, 16, 16}));
+  const at::Tensor x = on_device(image({1, 3, 16, 16}));
   engine->run({x});
   emulated::set_lost(0, true);
   const auto failure = failure_of([&] { engine->run({x}); });
@@ -295,7 +295,7 @@ TEST_CASE("an input that the segment does not read has no address") {
   for (auto& profile : artifact.bindings["profiles"]) profile.insert(profile.begin(), profile[0]);
   artifact.spec.inputs.insert(artifact.spec.inputs.begin(), artifact.spec.inputs[0]);
   const auto engine = artifact.load();
-  const at::Tensor x = picture({1, 3, 10, 10});
-  const at::Tensor ignored = on_device(picture({2, 3, 10, 10})).narrow(0, 1, 1);
+  const at::Tensor x = image({1, 3, 10, 10});
+  const at::Tensor ignored = on_device(image({2, 3, 10, 10})).narrow(0, 1, 1);
   CHECK(are_close(engine->run({ignored, on_device(x)}), expected_of(x)));
 }

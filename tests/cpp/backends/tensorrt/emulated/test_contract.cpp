@@ -21,7 +21,7 @@ namespace {
 using nlohmann::json;
 using Strategy = nvinfer1::ExecutionContextAllocationStrategy;
 
-constexpr size_t kPicture = 3 * 8 * 8 * sizeof(float);
+constexpr size_t kImageBytes = 3 * 8 * 8 * sizeof(float);
 constexpr size_t kResult = 3 * 16 * 16 * sizeof(float);
 
 class SilentLogger : public nvinfer1::ILogger {
@@ -56,7 +56,7 @@ struct Caller {
   std::unique_ptr<nvinfer1::ICudaEngine> engine;
   std::unique_ptr<nvinfer1::IExecutionContext> context;
   emulated::Stream* stream = emulated::make_stream(0);
-  void* x = emulated::allocate(kPicture, stream);
+  void* x = emulated::allocate(kImageBytes, stream);
   void* y = emulated::allocate(kResult, stream);
   void* scratch = nullptr;
   size_t scratch_size = 0;
@@ -132,13 +132,13 @@ std::string breaches() {
 TEST_CASE("correct use causes no report") {
   Caller caller;
   caller.prepare();
-  std::memset(caller.x, 0, kPicture);
+  std::memset(caller.x, 0, kImageBytes);
   CHECK(caller.enqueue());
   emulated::Event done;
   done.record(caller.stream);
   emulated::Stream* const other = emulated::make_stream(0);
   done.block(other);
-  Caller::overwrite(caller.x, kPicture, other);
+  Caller::overwrite(caller.x, kImageBytes, other);
   done.record(other);
   done.block(caller.stream);
   CHECK(caller.enqueue());
@@ -248,7 +248,7 @@ TEST_CASE("rules of devices") {
     CHECK(breaches() == "the stream is another device's");
   }
   SUBCASE("another device's memory") {
-    void* const there = emulated::allocate(kPicture, emulated::make_stream(1));
+    void* const there = emulated::allocate(kImageBytes, emulated::make_stream(1));
     caller.context->setInputTensorAddress("x", there);
     caller.enqueue();
     CHECK(breaches() == "x lies on another device");
@@ -293,7 +293,7 @@ TEST_CASE("rules of concurrent calls") {
   }
   SUBCASE("an input that is overwritten from another stream") {
     caller.enqueue();
-    Caller::overwrite(caller.x, kPicture, other);
+    Caller::overwrite(caller.x, kImageBytes, other);
     CHECK(breaches() == "a copy in stream  writes memory  of  bytes while a run in stream  may still use it");
   }
   SUBCASE("an output that is freed in another stream's order") {
@@ -428,7 +428,7 @@ TEST_CASE("rules of graphs") {
   }
   SUBCASE("another thread's work comes into the capture") {
     REQUIRE(emulated::begin_capture(caller.stream) == emulated::kSuccess);
-    std::thread([&] { Caller::overwrite(caller.x, kPicture, caller.stream); }).join();
+    std::thread([&] { Caller::overwrite(caller.x, kImageBytes, caller.stream); }).join();
     emulated::end_capture(caller.stream, &graph);
     CHECK(breaches() == "a copy is put into a stream that another thread captures from");
   }

@@ -39,10 +39,10 @@ TEST_CASE("a recorded call reads the caller's new values") {
     const Watch watch;
     const auto engine = engine_with(mode);
     CHECK(contains(engine->description(), std::string("CUDA graphs: ") + mode));
-    at::Tensor there = on_device(picture({1, 3, 16, 16}));
+    at::Tensor there = on_device(image({1, 3, 16, 16}));
     const int before = emulated::Vendor::instance().enqueues;
     for (int call = 0; call < 5; ++call) {
-      const at::Tensor x = picture({1, 3, 16, 16});
+      const at::Tensor x = image({1, 3, 16, 16});
       there.copy_(x);
       CHECK(are_close(engine->run({there}), expected_of(x)));
     }
@@ -54,8 +54,8 @@ TEST_CASE("a recorded call reads the caller's new values") {
 TEST_CASE("callers own the results of recorded calls") {
   const Watch watch;
   const auto engine = engine_with("copy");
-  const at::Tensor x = picture({1, 3, 16, 16});
-  const at::Tensor y = picture({1, 3, 16, 16});
+  const at::Tensor x = image({1, 3, 16, 16});
+  const at::Tensor y = image({1, 3, 16, 16});
   const auto first = engine->run({on_device(x)});
   const auto second = engine->run({on_device(y)});
   CHECK(are_close(first, expected_of(x)));
@@ -65,7 +65,7 @@ TEST_CASE("callers own the results of recorded calls") {
 TEST_CASE("there is one static graph per address, and an unaligned view is copied") {
   const Watch watch;
   const auto engine = engine_with("static");
-  const at::Tensor batch = picture({3, 3, 10, 10});
+  const at::Tensor batch = image({3, 3, 10, 10});
   const at::Tensor there = on_device(batch);
   const CopiedInputs copied;
   for (int round = 0; round < 2; ++round) {
@@ -84,7 +84,7 @@ TEST_CASE("the least recently used graph is destroyed after its last launch") {
   std::vector<std::pair<at::Tensor, std::vector<at::Tensor>>> results;
   for (int round = 0; round < 2; ++round) {
     for (int64_t i = 0; i < 20; ++i) {
-      const at::Tensor x = picture({1, 3, 8 + 2 * i, 16});
+      const at::Tensor x = image({1, 3, 8 + 2 * i, 16});
       results.emplace_back(x, engine->run({on_device(x)}));
     }
   }
@@ -97,7 +97,7 @@ TEST_CASE("the memory of destroyed graphs is freed") {
   const Watch watch;
   const TemporaryVariable memory(kMemory, "5M");
   const auto engine = engine_with("static");
-  const at::Tensor x = picture({4, 3, 64, 64});
+  const at::Tensor x = image({4, 3, 64, 64});
   std::vector<at::Tensor> inputs;  // each at its own address
   for (int i = 0; i < 4; ++i) inputs.push_back(on_device(x));
   std::vector<size_t> bytes;
@@ -115,7 +115,7 @@ TEST_CASE("a call that needs more memory than graphs may take runs without a gra
   const CapturedLog log;
   const TemporaryVariable memory(kMemory, "1M");
   const auto engine = engine_with("copy");
-  const at::Tensor x = picture({1, 3, 16, 16});
+  const at::Tensor x = image({1, 3, 16, 16});
   const at::Tensor there = on_device(x);
   for (int call = 0; call < 2; ++call) CHECK(are_close(engine->run({there}), expected_of(x)));
   CHECK(launches_of(*engine, there) == 0);
@@ -158,9 +158,9 @@ TEST_CASE("many threads and streams run recorded calls") {
     for (int t = 0; t < 16; ++t) {
       running.emplace_back([&, t] {
         const c10::StreamGuard guard(emulated::new_torch_stream());
-        at::Tensor there = on_device(picture({1, 3, 8 + 2 * (t % 4), 16}));
+        at::Tensor there = on_device(image({1, 3, 8 + 2 * (t % 4), 16}));
         for (int call = 0; call < 5; ++call) {
-          const at::Tensor x = picture(there.sizes().vec());
+          const at::Tensor x = image(there.sizes().vec());
           there.copy_(x);
           if (!are_close(engine->run({there}), expected_of(x))) is_right = false;
         }
@@ -184,7 +184,7 @@ TEST_CASE("graphs are dropped while other threads launch graphs") {
         const c10::StreamGuard guard(emulated::new_torch_stream());
         for (int call = 0; call < 4; ++call) {
           const at::Tensor x =
-              picture({1, 3, (t + call) % 3 == 0 ? 32 : 16, 16 + 20 * ((t + call) % 3 == 0) + 2 * (t % 4)});
+              image({1, 3, (t + call) % 3 == 0 ? 32 : 16, 16 + 20 * ((t + call) % 3 == 0) + 2 * (t % 4)});
           if (are_close(engine->run({on_device(x)}), expected_of(x))) ++right;
         }
       });
@@ -200,7 +200,7 @@ TEST_CASE("an engine is destroyed after its last recorded call") {
     CAPTURE(mode);
     const Watch watch;
     emulated::set_delay(20000);
-    const at::Tensor x = picture({1, 3, 16, 16});
+    const at::Tensor x = image({1, 3, 16, 16});
     auto engine = engine_with(mode);
     const auto outputs = engine->run({on_device(x)});
     engine.reset();
@@ -213,14 +213,14 @@ TEST_CASE("an invalidated capture causes a warning, and the call runs without a 
   const Watch watch;
   const CapturedLog log;
   const auto engine = engine_with("copy");
-  const at::Tensor x = picture({1, 3, 16, 16});
+  const at::Tensor x = image({1, 3, 16, 16});
   emulated::invalidate_next_capture();
   for (int call = 0; call < 3; ++call) CHECK(are_close(engine->run({on_device(x)}), expected_of(x)));
   CHECK(log.of(LogLevel::kWarning) ==
         std::vector<std::string>{
             "tensorrt: a call can't be recorded as a CUDA graph (operation failed due to a previous error during "
             "capture); it runs without"});
-  CHECK(launches_of(*engine, on_device(picture({1, 3, 16, 24}))) == 1);  // another size is recorded again
+  CHECK(launches_of(*engine, on_device(image({1, 3, 16, 24}))) == 1);  // another size is recorded again
 }
 
 TEST_CASE("an unsupported graph operation causes a warning, and the call runs without a graph" * emulated_only()) {
@@ -235,7 +235,7 @@ TEST_CASE("an unsupported graph operation causes a warning, and the call runs wi
     const Watch watch;
     const CapturedLog log;
     const auto engine = engine_with("copy");
-    const at::Tensor x = picture({1, 3, 16, 16});
+    const at::Tensor x = image({1, 3, 16, 16});
     emulated::fail_driver(function, result);
     for (int call = 0; call < 2; ++call) CHECK(are_close(engine->run({on_device(x)}), expected_of(x)));
     CHECK(log.of(LogLevel::kWarning) ==
@@ -248,7 +248,7 @@ TEST_CASE("an unsupported graph operation causes a warning, and the call runs wi
 TEST_CASE("a graph whose launch fails causes an error and can be launched again" * emulated_only()) {
   const Watch watch;
   const auto engine = engine_with("static");
-  const at::Tensor x = picture({1, 3, 16, 16});
+  const at::Tensor x = image({1, 3, 16, 16});
   const at::Tensor there = on_device(x);
   CHECK(are_close(engine->run({there}), expected_of(x)));
   emulated::fail_driver("cuGraphLaunch", emulated::kOutOfMemory);
@@ -263,7 +263,7 @@ TEST_CASE("a call that the vendor refuses to record runs without a graph" * emul
   const Watch watch;
   const CapturedLog log;
   const auto engine = engine_with("copy");
-  const at::Tensor x = picture({1, 3, 16, 16});
+  const at::Tensor x = image({1, 3, 16, 16});
   emulated::Vendor::instance().fail_enqueue = 2;
   CHECK(are_close(engine->run({on_device(x)}), expected_of(x)));
   CHECK(
@@ -278,7 +278,7 @@ TEST_CASE("a call that fails during preparation for recording is retried" * emul
     const Watch watch;
     emulated::set_delay(5000);
     const auto engine = engine_with(mode);
-    const at::Tensor x = picture({1, 3, 16, 16});
+    const at::Tensor x = image({1, 3, 16, 16});
     const at::Tensor there = on_device(x);
     emulated::Vendor::instance().fail_enqueue = 1;
     CHECK(contains(failure_of([&] { engine->run({there}); }).what(), "enqueueV3: asked to fail"));
@@ -296,7 +296,7 @@ TEST_CASE("an engine can be used after a recorded call that ran out of memory" *
       const Watch watch;
       emulated::set_delay(5000);
       const auto engine = engine_with(mode);
-      const at::Tensor x = picture({1, 3, 16, 16});
+      const at::Tensor x = image({1, 3, 16, 16});
       const at::Tensor there = on_device(x);
       bool has_failed = false;
       emulated::fail_allocation(n);
@@ -324,7 +324,7 @@ TEST_CASE("an engine can be used after a recorded call that ran out of memory" *
 TEST_CASE("a lost device causes an error in a recorded call too" * emulated_only()) {
   const Watch watch;
   auto engine = engine_with("copy");
-  const at::Tensor x = on_device(picture({1, 3, 16, 16}));
+  const at::Tensor x = on_device(image({1, 3, 16, 16}));
   engine->run({x});
   emulated::set_lost(0, true);
   CHECK(std::string(failure_of([&] { engine->run({x}); }).what()) ==
@@ -337,7 +337,7 @@ TEST_CASE("a lost device causes an error in a recorded call too" * emulated_only
 TEST_CASE("a stream that another recording uses is refused" * emulated_only()) {
   const Watch watch;
   const auto engine = Artifact().load();
-  const at::Tensor x = on_device(picture({1, 3, 16, 16}));
+  const at::Tensor x = on_device(image({1, 3, 16, 16}));
   const c10::Stream stream = emulated::new_torch_stream();
   const c10::StreamGuard guard(stream);
   REQUIRE(emulated::begin_capture(emulated::stream_of(stream)) == emulated::kSuccess);

@@ -84,7 +84,7 @@ TEST_CASE("an engine may contain code only if its record says so" * emulated_onl
   artifact.plan["host_code"] = true;
   CHECK(contains(failure_of([&] { artifact.load(); }).what(), "the plan has host code, which is not allowed"));
   artifact.bindings["version_compatible"] = true;
-  const at::Tensor x = picture({1, 3, 16, 16});
+  const at::Tensor x = image({1, 3, 16, 16});
   CHECK(are_close(artifact.load()->run({on_device(x)}), expected_of(x)));
 }
 
@@ -166,7 +166,7 @@ TEST_CASE("an engine that wants an input on the host is refused" * emulated_only
 TEST_CASE("a failure to create a context causes an error, and the engine can be used afterwards" * emulated_only()) {
   const Watch watch;
   const auto engine = Artifact().load();
-  const at::Tensor x = picture({1, 3, 16, 16});
+  const at::Tensor x = image({1, 3, 16, 16});
   emulated::Vendor& vendor = emulated::Vendor::instance();
   vendor.refuses_contexts = true;
   CHECK(std::string(failure_of([&] { engine->run({on_device(x)}); }).what()) ==
@@ -182,7 +182,7 @@ TEST_CASE("a failure to create a context causes an error, and the engine can be 
 static void check_failure_while(std::atomic<bool> emulated::Vendor::* does, const std::string& text) {
   const Watch watch;
   const auto engine = Artifact().load();
-  const at::Tensor x = picture({1, 3, 16, 16});
+  const at::Tensor x = image({1, 3, 16, 16});
   emulated::Vendor::instance().*does = true;
   CHECK(contains(failure_of([&] { engine->run({on_device(x)}); }).what(), text));
   emulated::Vendor::instance().*does = false;
@@ -201,11 +201,11 @@ TEST_CASE("shapes and addresses that the vendor refuses cause errors, and the en
   Artifact wider;  // as if the record had a wider range than the engine
   wider.bindings["profiles"][0][0]["max"] = {4, 3, 128, 128};
   const auto engine = wider.load();
-  CHECK(std::string(failure_of([&] { engine->run({on_device(picture({1, 3, 16, 96}))}); }).what()) ==
+  CHECK(std::string(failure_of([&] { engine->run({on_device(image({1, 3, 16, 96}))}); }).what()) ==
         "hybrid_rt[tensorrt]: input 'x', shape: " + success() + ", got setInputShape: a shape outside of profile 0.");
   CHECK(watch.take() == std::vector<std::string>{"input x has a shape outside of the context's profile"});
   emulated::Vendor& vendor = emulated::Vendor::instance();
-  const at::Tensor x = picture({1, 3, 16, 16});
+  const at::Tensor x = image({1, 3, 16, 16});
   for (const auto& [refuses, name] :
        {std::pair(&vendor.refuses_inputs, "x"), std::pair(&vendor.refuses_outputs, "y")}) {
     *refuses = true;
@@ -240,7 +240,7 @@ TEST_CASE("a driver without CUDA graphs causes a warning, and calls run without 
   const Watch watch;
   const CapturedLog log;
   const TemporaryVariable variable("HYBRID_RT_TENSORRT_CUDA_GRAPHS", "copy");
-  const at::Tensor x = picture({1, 3, 16, 16});
+  const at::Tensor x = image({1, 3, 16, 16});
   const auto engine = Artifact().load();
   for (int call = 0; call < 2; ++call) CHECK(are_close(engine->run({on_device(x)}), expected_of(x)));
   CHECK(log.of(LogLevel::kWarning) ==
@@ -252,7 +252,7 @@ TEST_CASE("no driver: an engine runs if torch has a device" * doctest::skip()) {
   const Watch watch;
   const CapturedLog log;
   const TemporaryVariable variable("HYBRID_RT_TENSORRT_CUDA_GRAPHS", "static");
-  const at::Tensor x = picture({1, 3, 16, 16});
+  const at::Tensor x = image({1, 3, 16, 16});
   const auto engine = Artifact().load();
   CHECK(are_close(engine->run({on_device(x)}), expected_of(x)));
   CHECK(contains(engine->description(), "fp32, cuda:0, CUDA graphs: static"));
@@ -281,7 +281,7 @@ TEST_CASE("TensorRT-RTX: switches are set as recorded" * doctest::skip()) {
   const Watch watch;
   const TemporaryVariable no_cache("HYBRID_RT_CACHE_SIZE", "0");
   const emulated::Vendor& vendor = emulated::Vendor::instance();
-  const at::Tensor x = picture({1, 3, 16, 16});
+  const at::Tensor x = image({1, 3, 16, 16});
   const auto switches_of = [&](const Artifact& artifact) {
     CHECK(are_close(artifact.load()->run({on_device(x)}), expected_of(x)));
     return std::pair(vendor.kernel_strategy.load(), vendor.graph_strategy.load());
@@ -311,16 +311,16 @@ TEST_CASE("TensorRT-RTX: a switch that the library refuses causes an error" * do
 
 TEST_CASE("TensorRT-RTX: compiled kernels are reused when the engine is loaded again" * doctest::skip()) {
   const Watch watch;
-  const TemporaryFolder folder;
-  const TemporaryVariable place("HYBRID_RT_CACHE", folder.path().c_str());
+  const TemporaryDirectory directory;
+  const TemporaryVariable place("HYBRID_RT_CACHE", directory.path().c_str());
   const emulated::Vendor& vendor = emulated::Vendor::instance();
-  const at::Tensor x = picture({1, 3, 16, 16});
+  const at::Tensor x = image({1, 3, 16, 16});
   const int before = vendor.kernels_from_cache;
   for (int kernels = 0; kernels < 3; ++kernels) {
     CHECK(are_close(Artifact().load()->run({on_device(x)}), expected_of(x)));
     CHECK(vendor.kernels_from_cache - before == kernels * (kernels + 1) / 2);
   }
-  for (const auto& file : std::filesystem::directory_iterator(folder.path() / "tensorrt_rtx")) {
+  for (const auto& file : std::filesystem::directory_iterator(directory.path() / "tensorrt_rtx")) {
     std::ofstream(file.path()) << "damaged";
   }
   CHECK(are_close(Artifact().load()->run({on_device(x)}), expected_of(x)));

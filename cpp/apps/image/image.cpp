@@ -1,4 +1,4 @@
-#include "picture.h"
+#include "image.h"
 
 #include <fcntl.h>
 #include <png.h>
@@ -41,13 +41,13 @@ std::string first_bytes(std::span<const std::uint8_t> bytes) {
   return text;
 }
 
-PictureError unknown_format(std::span<const std::uint8_t> bytes, const std::string& name) {
-  return PictureError(name, "a JPEG or PNG", first_bytes(bytes), "Convert the image to one of these formats.");
+ImageError unknown_format(std::span<const std::uint8_t> bytes, const std::string& name) {
+  return ImageError(name, "a JPEG or PNG", first_bytes(bytes), "Convert the image to one of these formats.");
 }
 
 std::vector<std::uint8_t> read_bytes(const std::string& path) {
   const auto unreadable = [&path](int error) {
-    return PictureError(path, "a readable file", system_message(error), "Check the path and its permissions.");
+    return ImageError(path, "a readable file", system_message(error), "Check the path and its permissions.");
   };
   const File file(std::fopen(path.c_str(), "rbe"));
   if (!file) throw unreadable(errno);
@@ -56,7 +56,7 @@ std::vector<std::uint8_t> read_bytes(const std::string& path) {
   std::array<std::uint8_t, 1 << 16> chunk;
   while (const std::size_t count = std::fread(chunk.data(), 1, chunk.size(), file.get())) {
     if (bytes.size() + count > kMaxFileBytes) {
-      throw PictureError(path, "at most " + std::to_string(kMaxFileBytes) + " bytes", "more", "Use a smaller file.");
+      throw ImageError(path, "at most " + std::to_string(kMaxFileBytes) + " bytes", "more", "Use a smaller file.");
     }
     bytes.insert(bytes.end(), chunk.begin(), chunk.begin() + static_cast<std::ptrdiff_t>(count));
   }
@@ -105,9 +105,9 @@ class TemporaryFile {
   }
 
  private:
-  PictureError failure(int error) const {
-    return PictureError(final_path_, "a file that can be written", system_message(error),
-                        "Check that its directory exists, is writable and has space.");
+  ImageError failure(int error) const {
+    return ImageError(final_path_, "a file that can be written", system_message(error),
+                      "Check that its directory exists, is writable and has space.");
   }
 
   std::string final_path_;
@@ -118,72 +118,72 @@ class TemporaryFile {
 
 }  // namespace
 
-PictureError::PictureError(std::string_view subject, std::string_view expected, std::string_view got,
-                           std::string_view remedy)
-    : std::runtime_error("hybrid_rt[picture]: " + std::string(subject) + ": expected " + std::string(expected) +
+ImageError::ImageError(std::string_view subject, std::string_view expected, std::string_view got,
+                       std::string_view remedy)
+    : std::runtime_error("hybrid_rt[image]: " + std::string(subject) + ": expected " + std::string(expected) +
                          ", got " + std::string(got) + ". " + std::string(remedy)) {}
 
-void check_size(std::int64_t width, std::int64_t height, const std::string& name, const PictureLimits& limits) {
+void check_size(std::int64_t width, std::int64_t height, const std::string& name, const ImageLimits& limits) {
   if (width <= limits.max_side && height <= limits.max_side && width * height <= limits.max_pixels) return;
-  throw PictureError(name,
-                     "at most " + std::to_string(limits.max_side) + " pixels per side and " +
-                         std::to_string(limits.max_pixels / 1'000'000) + " megapixels",
-                     std::to_string(width) + "x" + std::to_string(height),
-                     "Scale the image down, or split it into tiles.");
+  throw ImageError(name,
+                   "at most " + std::to_string(limits.max_side) + " pixels per side and " +
+                       std::to_string(limits.max_pixels / 1'000'000) + " megapixels",
+                   std::to_string(width) + "x" + std::to_string(height),
+                   "Scale the image down, or split it into tiles.");
 }
 
-PictureError damaged(const std::string& name, const std::string& format, const std::string& message) {
-  return PictureError(name, "a complete and undamaged " + format, "\"" + message + "\" from the decoder",
-                      "Download or save the image again.");
+ImageError damaged(const std::string& name, const std::string& format, const std::string& message) {
+  return ImageError(name, "a complete and undamaged " + format, "\"" + message + "\" from the decoder",
+                    "Download or save the image again.");
 }
 
-Picture decode_picture(std::span<const std::uint8_t> bytes, const std::string& name, const PictureLimits& limits,
-                       Orientation orientation) {
+Image decode_image(std::span<const std::uint8_t> bytes, const std::string& name, const ImageLimits& limits,
+                   Orientation orientation) {
   const int turn = orientation == Orientation::kExif ? exif_orientation(bytes) : 1;
   if (starts_with(bytes, kJpegMagic)) return upright(decode_jpeg(bytes, name, limits), turn);
   if (starts_with(bytes, kPngMagic)) return upright(decode_png(bytes, name, limits), turn);
   throw unknown_format(bytes, name);
 }
 
-PictureSize read_size(std::span<const std::uint8_t> bytes, const std::string& name, const PictureLimits& limits,
-                      Orientation orientation) {
+ImageSize read_size(std::span<const std::uint8_t> bytes, const std::string& name, const ImageLimits& limits,
+                    Orientation orientation) {
   const bool is_jpeg = starts_with(bytes, kJpegMagic);
   if (!is_jpeg && !starts_with(bytes, kPngMagic)) throw unknown_format(bytes, name);
-  PictureSize size = is_jpeg ? jpeg_size(bytes, name, limits) : png_size(bytes, name, limits);
+  ImageSize size = is_jpeg ? jpeg_size(bytes, name, limits) : png_size(bytes, name, limits);
   if (orientation == Orientation::kExif && swaps_sides(exif_orientation(bytes))) std::swap(size.width, size.height);
   return size;
 }
 
-Picture read_picture(const std::string& path, Orientation orientation) {
-  return decode_picture(read_bytes(path), path, {}, orientation);
+Image read_image(const std::string& path, Orientation orientation) {
+  return decode_image(read_bytes(path), path, {}, orientation);
 }
 
-std::vector<std::uint8_t> encode_png(const Picture& picture) {
-  png_image image{};
-  image.version = PNG_IMAGE_VERSION;
-  image.width = static_cast<png_uint_32>(picture.width);
-  image.height = static_cast<png_uint_32>(picture.height);
-  image.format = PNG_FORMAT_RGB;
-  const std::unique_ptr<png_image, void (*)(png_imagep)> guard(&image, &png_image_free);
-  std::vector<std::uint8_t> png(PNG_IMAGE_PNG_SIZE_MAX(image));
+std::vector<std::uint8_t> encode_png(const Image& image) {
+  png_image header{};
+  header.version = PNG_IMAGE_VERSION;
+  header.width = static_cast<png_uint_32>(image.width);
+  header.height = static_cast<png_uint_32>(image.height);
+  header.format = PNG_FORMAT_RGB;
+  const std::unique_ptr<png_image, void (*)(png_imagep)> guard(&header, &png_image_free);
+  std::vector<std::uint8_t> png(PNG_IMAGE_PNG_SIZE_MAX(header));
   png_alloc_size_t size = png.size();
-  if (png_image_write_to_memory(&image, png.data(), &size, 0, picture.rgb.data(), 0, nullptr) == 0) {
-    throw PictureError("picture", "one that can be encoded", "\"" + std::string(image.message) + "\" from the encoder",
-                       "Use a smaller one.");
+  if (png_image_write_to_memory(&header, png.data(), &size, 0, image.rgb.data(), 0, nullptr) == 0) {
+    throw ImageError("image", "one that can be encoded", "\"" + std::string(header.message) + "\" from the encoder",
+                     "Use a smaller one.");
   }
   png.resize(size);
   return png;
 }
 
-void write_png(const Picture& picture, const std::string& path) {
+void write_png(const Image& image, const std::string& path) {
   // Renaming would replace /dev/null or a pipe by a regular file.
   std::error_code ignored;
   const std::filesystem::file_status status = std::filesystem::status(path, ignored);
   if (std::filesystem::exists(status) && !std::filesystem::is_regular_file(status)) {
-    throw PictureError(path, "a new or a regular file", "something else under this name", "Choose another name.");
+    throw ImageError(path, "a new or a regular file", "something else under this name", "Choose another name.");
   }
 
-  const std::vector<std::uint8_t> png = encode_png(picture);
+  const std::vector<std::uint8_t> png = encode_png(image);
   TemporaryFile file(path);
   file.write(png);
   file.rename();

@@ -30,24 +30,24 @@ struct Rectangle {
   int x1, y1, x2, y2;
 };
 
-void fill(Picture& picture, Rectangle area, const Colour& colour) {
+void fill(Image& image, Rectangle area, const Colour& colour) {
   area.x1 = std::max(area.x1, 0);
   area.y1 = std::max(area.y1, 0);
-  area.x2 = std::min(area.x2, picture.width);
-  area.y2 = std::min(area.y2, picture.height);
+  area.x2 = std::min(area.x2, image.width);
+  area.y2 = std::min(area.y2, image.height);
   for (int y = area.y1; y < area.y2; ++y) {
     for (int x = area.x1; x < area.x2; ++x) {
-      const std::size_t offset = (static_cast<std::size_t>(y) * picture.width + x) * 3;
-      std::copy(colour.begin(), colour.end(), picture.rgb.begin() + static_cast<std::ptrdiff_t>(offset));
+      const std::size_t offset = (static_cast<std::size_t>(y) * image.width + x) * 3;
+      std::copy(colour.begin(), colour.end(), image.rgb.begin() + static_cast<std::ptrdiff_t>(offset));
     }
   }
 }
 
-void outline(Picture& picture, const Rectangle& box, const Colour& colour, int line) {
-  fill(picture, {box.x1, box.y1, box.x2, box.y1 + line}, colour);
-  fill(picture, {box.x1, box.y2 - line, box.x2, box.y2}, colour);
-  fill(picture, {box.x1, box.y1, box.x1 + line, box.y2}, colour);
-  fill(picture, {box.x2 - line, box.y1, box.x2, box.y2}, colour);
+void outline(Image& image, const Rectangle& box, const Colour& colour, int line) {
+  fill(image, {box.x1, box.y1, box.x2, box.y1 + line}, colour);
+  fill(image, {box.x1, box.y2 - line, box.x2, box.y2}, colour);
+  fill(image, {box.x1, box.y1, box.x1 + line, box.y2}, colour);
+  fill(image, {box.x2 - line, box.y1, box.x2, box.y2}, colour);
 }
 
 /// Returns the pixel, clamped to just outside the image, because casting a float that an int can't hold is undefined.
@@ -93,29 +93,29 @@ std::vector<Rectangle> glyph_strokes(std::string& text) {
   return strokes;
 }
 
-void draw_caption(Picture& picture, const Rectangle& box, const Annotation& annotation, const Colour& background,
+void draw_caption(Image& image, const Rectangle& box, const Annotation& annotation, const Colour& background,
                   int scale) {
-  std::string text = caption(annotation, picture.width / scale - 2 * kPaddingBeside);
+  std::string text = caption(annotation, image.width / scale - 2 * kPaddingBeside);
   if (text.empty()) return;
   const int width = (stb_easy_font_width(text.data()) + 2 * kPaddingBeside) * scale;
   const int height = kTextHeight * scale;
   // Above the box, or inside it if there is no room above; within the image if it fits at all.
-  const int x = std::max(0, std::min(box.x1, picture.width - width));
-  const int y = std::max(0, std::min(box.y1 >= height ? box.y1 - height : box.y1, picture.height - height));
-  fill(picture, {x, y, x + width, y + height}, background);
+  const int x = std::max(0, std::min(box.x1, image.width - width));
+  const int y = std::max(0, std::min(box.y1 >= height ? box.y1 - height : box.y1, image.height - height));
+  fill(image, {x, y, x + width, y + height}, background);
 
   const Colour ink = text_colour(background);
   const int left = x + kPaddingBeside * scale;
   const int top = y + kPaddingAbove * scale;
   for (const Rectangle& stroke : glyph_strokes(text)) {
-    fill(picture,
-         {left + stroke.x1 * scale, top + stroke.y1 * scale, left + stroke.x2 * scale, top + stroke.y2 * scale}, ink);
+    fill(image, {left + stroke.x1 * scale, top + stroke.y1 * scale, left + stroke.x2 * scale, top + stroke.y2 * scale},
+         ink);
   }
 }
 
 }  // namespace
 
-void annotate(Picture& picture, std::span<const Annotation> annotations) {
+void annotate(Image& image, std::span<const Annotation> annotations) {
   struct Drawn {
     Rectangle box;
     const Annotation* annotation;
@@ -124,16 +124,16 @@ void annotate(Picture& picture, std::span<const Annotation> annotations) {
   for (const Annotation& annotation : annotations) {
     const auto& [x1, y1, x2, y2] = annotation.box;
     if (std::isnan(x1) || std::isnan(y1) || std::isnan(x2) || std::isnan(y2)) continue;
-    drawn.push_back({{to_pixel(x1, picture.width), to_pixel(y1, picture.height), to_pixel(x2, picture.width),
-                      to_pixel(y2, picture.height)},
-                     &annotation});
+    drawn.push_back(
+        {{to_pixel(x1, image.width), to_pixel(y1, image.height), to_pixel(x2, image.width), to_pixel(y2, image.height)},
+         &annotation});
   }
   std::reverse(drawn.begin(), drawn.end());
-  const int scale = std::clamp(std::min(picture.width, picture.height) / 360, 1, kMaxScale);
+  const int scale = std::clamp(std::min(image.width, image.height) / 360, 1, kMaxScale);
   // All outlines come first, so that none crosses a caption.
-  for (const auto& [box, annotation] : drawn) outline(picture, box, label_colour(annotation->label), scale + 1);
+  for (const auto& [box, annotation] : drawn) outline(image, box, label_colour(annotation->label), scale + 1);
   for (const auto& [box, annotation] : drawn)
-    draw_caption(picture, box, *annotation, label_colour(annotation->label), scale);
+    draw_caption(image, box, *annotation, label_colour(annotation->label), scale);
 }
 
 }  // namespace hybrid_rt::apps

@@ -6,7 +6,7 @@
 #include <string>
 
 #include "class_colours.h"
-#include "picture.h"
+#include "image.h"
 
 namespace hybrid_rt::apps {
 
@@ -21,6 +21,6 @@ struct Annotation {
 /// Draws each box's outline in the label's colour, and its caption on a background of that colour, the first annotation
 /// on top. Lines are 2 pixels wide, and wider in large images. Captions lie within the image. A box with a NaN
 /// coordinate is skipped.
-void annotate(Picture& picture, std::span<const Annotation> annotations);
+void annotate(Image& image, std::span<const Annotation> annotations);
 
 }  // namespace hybrid_rt::apps

@@ -29,7 +29,7 @@ class PngDecoder {
   ~PngDecoder() { png_destroy_read_struct(&png_, &info_, nullptr); }
 
   /// Returns false on failure; message() gives the reason.
-  bool read_header(const PictureLimits& limits) {
+  bool read_header(const ImageLimits& limits) {
     if (setjmp(place_) != 0) return false;
     png_ = png_create_read_struct(
         PNG_LIBPNG_VER_STRING, this,
@@ -114,7 +114,7 @@ class PngDecoder {
 }  // namespace
 
 /// Only the header is read, which is the first chunk, whatever else precedes the pixels.
-PictureSize png_size(std::span<const std::uint8_t> bytes, const std::string& name, const PictureLimits& limits) {
+ImageSize png_size(std::span<const std::uint8_t> bytes, const std::string& name, const ImageLimits& limits) {
   constexpr std::size_t kType = 12, kWidth = 16, kHeight = 20, kEnd = 33;
   if (bytes.size() < kEnd) throw damaged(name, "PNG", "file ends before its IHDR chunk does");
   if (std::memcmp(bytes.data() + kType, "IHDR", 4) != 0) throw damaged(name, "PNG", "its first chunk is not IHDR");
@@ -124,14 +124,14 @@ PictureSize png_size(std::span<const std::uint8_t> bytes, const std::string& nam
   return {static_cast<int>(width), static_cast<int>(height)};
 }
 
-Picture decode_png(std::span<const std::uint8_t> bytes, const std::string& name, const PictureLimits& limits) {
-  const PictureSize size = png_size(bytes, name, limits);
+Image decode_png(std::span<const std::uint8_t> bytes, const std::string& name, const ImageLimits& limits) {
+  const ImageSize size = png_size(bytes, name, limits);
   PngDecoder decoder(bytes);
   if (!decoder.read_header(limits)) throw damaged(name, "PNG", decoder.message());
-  Picture picture{size.width, size.height,
-                  std::vector<std::uint8_t>(static_cast<std::size_t>(size.width) * size.height * 3)};
-  if (!decoder.read_rows(picture.rgb.data())) throw damaged(name, "PNG", decoder.message());
-  return picture;
+  Image image{size.width, size.height,
+              std::vector<std::uint8_t>(static_cast<std::size_t>(size.width) * size.height * 3)};
+  if (!decoder.read_rows(image.rgb.data())) throw damaged(name, "PNG", decoder.message());
+  return image;
 }
 
 }  // namespace hybrid_rt::apps

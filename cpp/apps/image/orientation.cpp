@@ -95,14 +95,14 @@ int exif_orientation(Bytes file) {
 
 bool swaps_sides(int orientation) { return orientation >= 5; }
 
-Picture upright(Picture picture, int orientation) {
-  if (orientation == 1) return picture;
-  const std::size_t width = static_cast<std::size_t>(picture.width), height = static_cast<std::size_t>(picture.height);
-  Picture turned;
-  turned.width = swaps_sides(orientation) ? picture.height : picture.width;
-  turned.height = swaps_sides(orientation) ? picture.width : picture.height;
-  turned.rgb.resize(picture.rgb.size());
-  turned.warning = std::move(picture.warning);
+Image upright(Image image, int orientation) {
+  if (orientation == 1) return image;
+  const std::size_t width = static_cast<std::size_t>(image.width), height = static_cast<std::size_t>(image.height);
+  Image turned;
+  turned.width = swaps_sides(orientation) ? image.height : image.width;
+  turned.height = swaps_sides(orientation) ? image.width : image.height;
+  turned.rgb.resize(image.rgb.size());
+  turned.warning = std::move(image.warning);
   const bool is_flipped_down = orientation == 3 || orientation == 4 || orientation == 6 || orientation == 7;
   const bool is_flipped_across = orientation == 2 || orientation == 3 || orientation == 7 || orientation == 8;
   std::uint8_t* target = turned.rgb.data();
@@ -112,7 +112,7 @@ Picture upright(Picture picture, int orientation) {
       std::size_t column = static_cast<std::size_t>(swaps_sides(orientation) ? y : x);
       if (is_flipped_down) row = height - 1 - row;
       if (is_flipped_across) column = width - 1 - column;
-      std::memcpy(target, picture.rgb.data() + (row * width + column) * 3, 3);
+      std::memcpy(target, image.rgb.data() + (row * width + column) * 3, 3);
     }
   }
   return turned;

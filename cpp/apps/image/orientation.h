@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <span>
 
-#include "picture.h"
+#include "image.h"
 
 // Orientation of the camera according to EXIF: 1 is upright, 2 to 8 are mirrored or rotated. hybrid_rt/common/images.py
 // is the counterpart in Python; both return the same for the same bytes.
@@ -18,6 +18,6 @@ int exif_orientation(std::span<const std::uint8_t> file);
 bool swaps_sides(int orientation);
 
 /// Rotates and mirrors the pixels as Pillow's ImageOps.exif_transpose does.
-Picture upright(Picture picture, int orientation);
+Image upright(Image image, int orientation);
 
 }  // namespace hybrid_rt::apps

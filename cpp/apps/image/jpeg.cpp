@@ -97,7 +97,7 @@ class JpegDecoder {
   char warning_[JMSG_LENGTH_MAX] = "";
 };
 
-PictureSize read_header(JpegDecoder& decoder, const std::string& name, const PictureLimits& limits) {
+ImageSize read_header(JpegDecoder& decoder, const std::string& name, const ImageLimits& limits) {
   if (!decoder.read_header()) throw damaged(name, "JPEG", decoder.message());
   check_size(decoder.width(), decoder.height(), name, limits);
   return {decoder.width(), decoder.height()};
@@ -119,19 +119,19 @@ std::vector<std::uint8_t> rgb_of_cmyk(const std::vector<std::uint8_t>& inks) {
 
 }  // namespace
 
-Picture decode_jpeg(std::span<const std::uint8_t> bytes, const std::string& name, const PictureLimits& limits) {
+Image decode_jpeg(std::span<const std::uint8_t> bytes, const std::string& name, const ImageLimits& limits) {
   JpegDecoder decoder(bytes);
-  const PictureSize size = read_header(decoder, name, limits);
+  const ImageSize size = read_header(decoder, name, limits);
   const auto channels = static_cast<std::size_t>(decoder.channels());
-  Picture picture{size.width, size.height,
-                  std::vector<std::uint8_t>(static_cast<std::size_t>(size.width) * size.height * channels)};
-  if (!decoder.read_rows(picture.rgb.data())) throw damaged(name, "JPEG", decoder.message());
-  if (channels == 4) picture.rgb = rgb_of_cmyk(picture.rgb);
-  picture.warning = decoder.warning();
-  return picture;
+  Image image{size.width, size.height,
+              std::vector<std::uint8_t>(static_cast<std::size_t>(size.width) * size.height * channels)};
+  if (!decoder.read_rows(image.rgb.data())) throw damaged(name, "JPEG", decoder.message());
+  if (channels == 4) image.rgb = rgb_of_cmyk(image.rgb);
+  image.warning = decoder.warning();
+  return image;
 }
 
-PictureSize jpeg_size(std::span<const std::uint8_t> bytes, const std::string& name, const PictureLimits& limits) {
+ImageSize jpeg_size(std::span<const std::uint8_t> bytes, const std::string& name, const ImageLimits& limits) {
   JpegDecoder decoder(bytes);
   return read_header(decoder, name, limits);
 }

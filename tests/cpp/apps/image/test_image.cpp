@@ -16,7 +16,7 @@
 #include <vector>
 
 #include "annotate.h"
-#include "picture.h"
+#include "image.h"
 #include "temporary.h"
 
 namespace {
@@ -24,31 +24,31 @@ namespace {
 using hybrid_rt::apps::annotate;
 using hybrid_rt::apps::Annotation;
 using hybrid_rt::apps::Colour;
-using hybrid_rt::apps::decode_picture;
+using hybrid_rt::apps::decode_image;
 using hybrid_rt::apps::encode_png;
+using hybrid_rt::apps::Image;
+using hybrid_rt::apps::ImageError;
 using hybrid_rt::apps::label_colour;
-using hybrid_rt::apps::Picture;
-using hybrid_rt::apps::PictureError;
-using hybrid_rt::apps::read_picture;
+using hybrid_rt::apps::read_image;
 using hybrid_rt::apps::write_png;
 
 using Bytes = std::vector<std::uint8_t>;
 
-std::ptrdiff_t file_count(const TemporaryFolder& folder) {
-  return std::distance(std::filesystem::directory_iterator(folder.path()), std::filesystem::directory_iterator());
+std::ptrdiff_t file_count(const TemporaryDirectory& directory) {
+  return std::distance(std::filesystem::directory_iterator(directory.path()), std::filesystem::directory_iterator());
 }
 
 /// Returns a smooth image, which a JPEG changes little.
-Picture gradient(int width, int height) {
-  Picture picture{width, height, {}};
+Image gradient(int width, int height) {
+  Image image{width, height, {}};
   for (int y = 0; y < height; ++y) {
     for (int x = 0; x < width; ++x) {
-      picture.rgb.push_back(static_cast<std::uint8_t>(255 * x / width));
-      picture.rgb.push_back(static_cast<std::uint8_t>(255 * y / height));
-      picture.rgb.push_back(100);
+      image.rgb.push_back(static_cast<std::uint8_t>(255 * x / width));
+      image.rgb.push_back(static_cast<std::uint8_t>(255 * y / height));
+      image.rgb.push_back(100);
     }
   }
-  return picture;
+  return image;
 }
 
 /// Returns a PNG. `samples` are in the file's format, without padding; `palette` is for PNG_COLOR_TYPE_PALETTE.
@@ -87,8 +87,8 @@ Bytes encode_jpeg(int width, int height, int pixel_format, int subsampling, cons
   return Bytes(data, data + size);
 }
 
-Bytes encode_jpeg(const Picture& picture, int flags = 0) {
-  return encode_jpeg(picture.width, picture.height, TJPF_RGB, TJSAMP_444, picture.rgb, flags);
+Bytes encode_jpeg(const Image& image, int flags = 0) {
+  return encode_jpeg(image.width, image.height, TJPF_RGB, TJSAMP_444, image.rgb, flags);
 }
 
 void put_big_endian(Bytes& bytes, std::size_t offset, std::uint32_t value, int size) {
@@ -120,7 +120,7 @@ Bytes with_jpeg_size(Bytes bytes, std::uint32_t width, std::uint32_t height) {
   return bytes;
 }
 
-int largest_difference(const Picture& a, const Picture& b) {
+int largest_difference(const Image& a, const Image& b) {
   REQUIRE(a.width == b.width);
   REQUIRE(a.height == b.height);
   REQUIRE(a.rgb.size() == b.rgb.size());
@@ -129,17 +129,17 @@ int largest_difference(const Picture& a, const Picture& b) {
   return largest;
 }
 
-Colour pixel(const Picture& picture, int x, int y) {
+Colour pixel(const Image& image, int x, int y) {
   const std::size_t offset =
-      (static_cast<std::size_t>(y) * static_cast<std::size_t>(picture.width) + static_cast<std::size_t>(x)) * 3;
-  return {picture.rgb.at(offset), picture.rgb.at(offset + 1), picture.rgb.at(offset + 2)};
+      (static_cast<std::size_t>(y) * static_cast<std::size_t>(image.width) + static_cast<std::size_t>(x)) * 3;
+  return {image.rgb.at(offset), image.rgb.at(offset + 1), image.rgb.at(offset + 2)};
 }
 
-/// Returns the message of the PictureError that decoding throws; empty if it throws none.
+/// Returns the message of the ImageError that decoding throws; empty if it throws none.
 std::string decoding_error(const Bytes& bytes) {
   try {
-    decode_picture(bytes, "in.bin");
-  } catch (const PictureError& error) {
+    decode_image(bytes, "in.bin");
+  } catch (const ImageError& error) {
     return error.what();
   }
   return "";
@@ -153,68 +153,68 @@ void write_bytes(const std::string& path, const Bytes& bytes) {
 }  // namespace
 
 TEST_CASE("a PNG decodes to the pixels that were encoded") {
-  const Picture picture = gradient(37, 23);
-  const Picture decoded = decode_picture(encode_png(picture), "in.png");
+  const Image image = gradient(37, 23);
+  const Image decoded = decode_image(encode_png(image), "in.png");
   CHECK(decoded.width == 37);
   CHECK(decoded.height == 23);
-  CHECK(decoded.rgb == picture.rgb);
+  CHECK(decoded.rgb == image.rgb);
 }
 
 TEST_CASE("a JPEG decodes to nearly the pixels that were encoded") {
-  const Picture picture = gradient(64, 48);
-  CHECK(largest_difference(decode_picture(encode_jpeg(picture), "in.jpg"), picture) <= 8);
-  CHECK(largest_difference(decode_picture(encode_jpeg(picture, TJFLAG_PROGRESSIVE), "in.jpg"), picture) <= 8);
+  const Image image = gradient(64, 48);
+  CHECK(largest_difference(decode_image(encode_jpeg(image), "in.jpg"), image) <= 8);
+  CHECK(largest_difference(decode_image(encode_jpeg(image, TJFLAG_PROGRESSIVE), "in.jpg"), image) <= 8);
 }
 
 TEST_CASE("the content determines the format, not the name") {
-  const Picture picture = gradient(16, 16);
-  CHECK(decode_picture(encode_png(picture), "in.jpg").rgb == picture.rgb);
-  CHECK(largest_difference(decode_picture(encode_jpeg(picture), "in.png"), picture) <= 8);
+  const Image image = gradient(16, 16);
+  CHECK(decode_image(encode_png(image), "in.jpg").rgb == image.rgb);
+  CHECK(largest_difference(decode_image(encode_jpeg(image), "in.png"), image) <= 8);
 }
 
-TEST_CASE("grey pictures become RGB") {
-  CHECK(decode_picture(png_of(2, 1, 8, PNG_COLOR_TYPE_GRAY, {10, 200}), "in.png").rgb ==
+TEST_CASE("grey images become RGB") {
+  CHECK(decode_image(png_of(2, 1, 8, PNG_COLOR_TYPE_GRAY, {10, 200}), "in.png").rgb ==
         Bytes{10, 10, 10, 200, 200, 200});
-  CHECK(decode_picture(png_of(8, 1, 1, PNG_COLOR_TYPE_GRAY, {0b10000000}), "in.png").rgb[0] == 255);
-  const Picture decoded = decode_picture(encode_jpeg(8, 8, TJPF_GRAY, TJSAMP_GRAY, Bytes(64, 130)), "in.jpg");
+  CHECK(decode_image(png_of(8, 1, 1, PNG_COLOR_TYPE_GRAY, {0b10000000}), "in.png").rgb[0] == 255);
+  const Image decoded = decode_image(encode_jpeg(8, 8, TJPF_GRAY, TJSAMP_GRAY, Bytes(64, 130)), "in.jpg");
   CHECK(decoded.rgb == Bytes(64 * 3, 130));
 }
 
 TEST_CASE("palette PNGs become RGB") {
   const Bytes bytes = png_of(2, 1, 8, PNG_COLOR_TYPE_PALETTE, {1, 0}, {{1, 2, 3}, {40, 50, 60}});
-  CHECK(decode_picture(bytes, "in.png").rgb == Bytes{40, 50, 60, 1, 2, 3});
+  CHECK(decode_image(bytes, "in.png").rgb == Bytes{40, 50, 60, 1, 2, 3});
 }
 
 TEST_CASE("an alpha channel is dropped without a change of the colours") {
-  CHECK(decode_picture(png_of(2, 1, 8, PNG_COLOR_TYPE_RGBA, {1, 2, 3, 0, 40, 50, 60, 128}), "in.png").rgb ==
+  CHECK(decode_image(png_of(2, 1, 8, PNG_COLOR_TYPE_RGBA, {1, 2, 3, 0, 40, 50, 60, 128}), "in.png").rgb ==
         Bytes{1, 2, 3, 40, 50, 60});
-  CHECK(decode_picture(png_of(2, 1, 8, PNG_COLOR_TYPE_GRAY_ALPHA, {10, 0, 200, 128}), "in.png").rgb ==
+  CHECK(decode_image(png_of(2, 1, 8, PNG_COLOR_TYPE_GRAY_ALPHA, {10, 0, 200, 128}), "in.png").rgb ==
         Bytes{10, 10, 10, 200, 200, 200});
 }
 
 TEST_CASE("16-bit PNGs keep their brightness") {
   const Bytes samples{0x00, 0x00, 0x40, 0x40, 0xFF, 0xFF};
-  CHECK(decode_picture(png_of(1, 1, 16, PNG_COLOR_TYPE_RGB, samples), "in.png").rgb == Bytes{0x00, 0x40, 0xFF});
-  CHECK(decode_picture(png_of(1, 1, 16, PNG_COLOR_TYPE_GRAY, {0x80, 0x80}), "in.png").rgb == Bytes(3, 0x80));
+  CHECK(decode_image(png_of(1, 1, 16, PNG_COLOR_TYPE_RGB, samples), "in.png").rgb == Bytes{0x00, 0x40, 0xFF});
+  CHECK(decode_image(png_of(1, 1, 16, PNG_COLOR_TYPE_GRAY, {0x80, 0x80}), "in.png").rgb == Bytes(3, 0x80));
 }
 
 TEST_CASE("16-bit samples give their high byte, as in Pillow") {
   const Bytes samples{0x12, 0xFF, 0x40, 0x00, 0xFE, 0xFF};
-  CHECK(decode_picture(png_of(1, 1, 16, PNG_COLOR_TYPE_RGB, samples), "in.png").rgb == Bytes{0x12, 0x40, 0xFE});
+  CHECK(decode_image(png_of(1, 1, 16, PNG_COLOR_TYPE_RGB, samples), "in.png").rgb == Bytes{0x12, 0x40, 0xFE});
 }
 
 TEST_CASE("a PNG's gamma does not change the pixels") {
-  const Picture picture = gradient(16, 16);
+  const Image image = gradient(16, 16);
   const Bytes gamma{0, 0, 0, 4, 'g', 'A', 'M', 'A', 0, 1, 0x86, 0xA0, 0x31, 0xE8, 0x96, 0x5F};  // 1.0, linear
-  Bytes bytes = encode_png(picture);
+  Bytes bytes = encode_png(image);
   bytes.insert(bytes.begin() + 33, gamma.begin(), gamma.end());
-  CHECK(decode_picture(bytes, "in.png").rgb == picture.rgb);
+  CHECK(decode_image(bytes, "in.png").rgb == image.rgb);
 }
 
 TEST_CASE("a CMYK JPEG with inverted inks becomes RGB") {
   Bytes inks;
   for (int i = 0; i < 64; ++i) inks.insert(inks.end(), {200, 100, 50, 255});
-  const Picture decoded = decode_picture(encode_jpeg(8, 8, TJPF_CMYK, TJSAMP_444, inks), "in.jpg");
+  const Image decoded = decode_image(encode_jpeg(8, 8, TJPF_CMYK, TJSAMP_444, inks), "in.jpg");
   REQUIRE(decoded.rgb.size() == 64 * 3);
   const Colour colour = pixel(decoded, 4, 4);
   CHECK(std::abs(colour[0] - 200) <= 3);
@@ -223,21 +223,21 @@ TEST_CASE("a CMYK JPEG with inverted inks becomes RGB") {
 }
 
 TEST_CASE("stray bytes before a JPEG's end do not prevent decoding") {
-  const Picture picture = gradient(24, 24);
-  const Bytes whole = encode_jpeg(picture);
+  const Image image = gradient(24, 24);
+  const Bytes whole = encode_jpeg(image);
   Bytes bytes = whole;
   bytes.insert(bytes.end() - 2, 40, 0x20);
-  const Picture decoded = decode_picture(bytes, "in.jpg");
-  CHECK(decoded.rgb == decode_picture(whole, "in.jpg").rgb);
+  const Image decoded = decode_image(bytes, "in.jpg");
+  CHECK(decoded.rgb == decode_image(whole, "in.jpg").rgb);
   CHECK(decoded.warning.find("extraneous bytes before marker 0xd9") != std::string::npos);
-  CHECK(decode_picture(whole, "in.jpg").warning.empty());
+  CHECK(decode_image(whole, "in.jpg").warning.empty());
   bytes.resize(bytes.size() - 2);  // and truncated
   CHECK(decoding_error(bytes).find("undamaged JPEG") != std::string::npos);
 }
 
 TEST_CASE("a file that is truncated anywhere is refused") {
-  const Picture picture = gradient(24, 24);
-  for (const Bytes& whole : {encode_png(picture), encode_jpeg(picture), encode_jpeg(picture, TJFLAG_PROGRESSIVE)}) {
+  const Image image = gradient(24, 24);
+  for (const Bytes& whole : {encode_png(image), encode_jpeg(image), encode_jpeg(image, TJFLAG_PROGRESSIVE)}) {
     REQUIRE(decoding_error(whole).empty());
     for (std::size_t size = 0; size < whole.size(); ++size) {
       CAPTURE(size);
@@ -246,9 +246,9 @@ TEST_CASE("a file that is truncated anywhere is refused") {
   }
 }
 
-TEST_CASE("bytes after a complete picture are ignored") {
-  const Picture picture = gradient(24, 24);
-  for (Bytes bytes : {encode_png(picture), encode_jpeg(picture)}) {
+TEST_CASE("bytes after a complete image are ignored") {
+  const Image image = gradient(24, 24);
+  for (Bytes bytes : {encode_png(image), encode_jpeg(image)}) {
     bytes.insert(bytes.end(), 100, 0);
     CHECK(decoding_error(bytes).empty());
   }
@@ -263,7 +263,7 @@ static int refused_when_damaged(const Bytes& whole, const Check& check) {
     Bytes damaged = whole;
     damaged[i] ^= 0x55;
     if (decoding_error(damaged).empty()) {
-      check(decode_picture(damaged, "in"));
+      check(decode_image(damaged, "in"));
     } else {
       ++refused;
     }
@@ -272,13 +272,12 @@ static int refused_when_damaged(const Bytes& whole, const Check& check) {
 }
 
 TEST_CASE("a damaged PNG is refused if a pixel could differ") {
-  const Picture picture = gradient(24, 24);
-  CHECK(refused_when_damaged(encode_png(picture), [&](const Picture& decoded) { CHECK(decoded.rgb == picture.rgb); }) >
-        0);
+  const Image image = gradient(24, 24);
+  CHECK(refused_when_damaged(encode_png(image), [&](const Image& decoded) { CHECK(decoded.rgb == image.rgb); }) > 0);
 }
 
-TEST_CASE("a damaged JPEG is refused or decodes to a complete picture") {
-  const auto check_whole = [](const Picture& decoded) {
+TEST_CASE("a damaged JPEG is refused or decodes to a complete image") {
+  const auto check_whole = [](const Image& decoded) {
     CHECK(decoded.rgb.size() == static_cast<std::size_t>(decoded.width) * static_cast<std::size_t>(decoded.height) * 3);
   };
   CHECK(refused_when_damaged(encode_jpeg(gradient(24, 24)), check_whole) > 0);
@@ -286,10 +285,10 @@ TEST_CASE("a damaged JPEG is refused or decodes to a complete picture") {
 
 TEST_CASE("a file that is not an image is refused with its first bytes") {
   CHECK(decoding_error({}) ==
-        "hybrid_rt[picture]: in.bin: expected a JPEG or PNG, got an empty file. Convert the image to one of these "
+        "hybrid_rt[image]: in.bin: expected a JPEG or PNG, got an empty file. Convert the image to one of these "
         "formats.");
   CHECK(decoding_error({'G', 'I', 'F', '8', '9', 'a', 1, 2, 3}) ==
-        "hybrid_rt[picture]: in.bin: expected a JPEG or PNG, got a file that starts with 47 49 46 38 39 61 01 02. "
+        "hybrid_rt[image]: in.bin: expected a JPEG or PNG, got a file that starts with 47 49 46 38 39 61 01 02. "
         "Convert the image to one of these formats.");
   CHECK(decoding_error({0x89, 'P', 'N', 'G', '\r', '\n', 0x1A, '\n', 1, 2, 3}).find("undamaged PNG") !=
         std::string::npos);
@@ -297,92 +296,92 @@ TEST_CASE("a file that is not an image is refused with its first bytes") {
 }
 
 TEST_CASE("a size in the header beyond the limits is refused") {
-  const Picture picture = gradient(8, 8);
+  const Image image = gradient(8, 8);
   const std::string refusal =
-      "hybrid_rt[picture]: in.bin: expected at most 16384 pixels per side and 100 megapixels, got ";
+      "hybrid_rt[image]: in.bin: expected at most 16384 pixels per side and 100 megapixels, got ";
   for (const auto& [width, height] : {std::pair{60000U, 60000U}, {16385U, 1U}, {1U, 16385U}, {10001U, 10000U}}) {
     const std::string expected = refusal + std::to_string(width) + "x" + std::to_string(height) +
                                  ". Scale the image down, or split it into tiles.";
-    CHECK(decoding_error(with_png_size(encode_png(picture), width, height)) == expected);
-    CHECK(decoding_error(with_jpeg_size(encode_jpeg(picture), width, height)) == expected);
+    CHECK(decoding_error(with_png_size(encode_png(image), width, height)) == expected);
+    CHECK(decoding_error(with_jpeg_size(encode_jpeg(image), width, height)) == expected);
   }
 }
 
-TEST_CASE("a picture is read from a file") {
-  const TemporaryFolder folder;
-  const Picture picture = gradient(300, 200);
-  write_bytes(folder.file("in.png"), encode_png(picture));
-  CHECK(read_picture(folder.file("in.png")).rgb == picture.rgb);
+TEST_CASE("an image is read from a file") {
+  const TemporaryDirectory directory;
+  const Image image = gradient(300, 200);
+  write_bytes(directory.file("in.png"), encode_png(image));
+  CHECK(read_image(directory.file("in.png")).rgb == image.rgb);
 }
 
 TEST_CASE("a missing file and a directory are refused with the reason") {
-  const TemporaryFolder folder;
-  CHECK_THROWS_WITH_AS(read_picture("/nonexistent/in.png"),
-                       "hybrid_rt[picture]: /nonexistent/in.png: expected a readable file, got No such file or "
+  const TemporaryDirectory directory;
+  CHECK_THROWS_WITH_AS(read_image("/nonexistent/in.png"),
+                       "hybrid_rt[image]: /nonexistent/in.png: expected a readable file, got No such file or "
                        "directory. Check the path and its permissions.",
-                       PictureError);
-  CHECK_THROWS_AS(read_picture(folder.file("")), PictureError);
+                       ImageError);
+  CHECK_THROWS_AS(read_image(directory.file("")), ImageError);
 }
 
-TEST_CASE("a written picture reads back and may replace an older file") {
-  const TemporaryFolder folder;
-  const std::string path = folder.file("out.png");
+TEST_CASE("a written image reads back and may replace an older file") {
+  const TemporaryDirectory directory;
+  const std::string path = directory.file("out.png");
   write_png(gradient(5, 5), path);
-  const Picture picture = gradient(31, 17);
-  write_png(picture, path);
-  const Picture read = read_picture(path);
+  const Image image = gradient(31, 17);
+  write_png(image, path);
+  const Image read = read_image(path);
   CHECK(read.width == 31);
   CHECK(read.height == 17);
-  CHECK(read.rgb == picture.rgb);
-  CHECK(file_count(folder) == 1);
+  CHECK(read.rgb == image.rgb);
+  CHECK(file_count(directory) == 1);
 }
 
 TEST_CASE("a failed write leaves the old file unchanged and nothing else") {
-  const TemporaryFolder folder;
-  const Picture picture = gradient(5, 5);
-  CHECK_THROWS_AS(write_png(picture, folder.file("missing/out.png")), PictureError);
-  CHECK(file_count(folder) == 0);
+  const TemporaryDirectory directory;
+  const Image image = gradient(5, 5);
+  CHECK_THROWS_AS(write_png(image, directory.file("missing/out.png")), ImageError);
+  CHECK(file_count(directory) == 0);
 
-  const std::string path = folder.file("out.png");
-  write_png(picture, path);
-  CHECK_THROWS_AS(write_png(Picture{}, path), PictureError);
-  CHECK(read_picture(path).rgb == picture.rgb);
-  CHECK(file_count(folder) == 1);
+  const std::string path = directory.file("out.png");
+  write_png(image, path);
+  CHECK_THROWS_AS(write_png(Image{}, path), ImageError);
+  CHECK(read_image(path).rgb == image.rgb);
+  CHECK(file_count(directory) == 1);
 }
 
 TEST_CASE("a write replaces neither a directory nor a device") {
-  const TemporaryFolder folder;
-  std::filesystem::create_directory(folder.file("out.png"));
-  CHECK_THROWS_AS(write_png(gradient(5, 5), folder.file("out.png")), PictureError);
+  const TemporaryDirectory directory;
+  std::filesystem::create_directory(directory.file("out.png"));
+  CHECK_THROWS_AS(write_png(gradient(5, 5), directory.file("out.png")), ImageError);
   CHECK_THROWS_WITH_AS(write_png(gradient(5, 5), "/dev/null"),
-                       "hybrid_rt[picture]: /dev/null: expected a new or a regular file, got something else under "
+                       "hybrid_rt[image]: /dev/null: expected a new or a regular file, got something else under "
                        "this name. Choose another name.",
-                       PictureError);
-  CHECK(file_count(folder) == 1);
+                       ImageError);
+  CHECK(file_count(directory) == 1);
 }
 
 TEST_CASE("a box is drawn as an outline of two pixels in its label's colour") {
-  const Picture original = gradient(100, 80);
-  Picture picture = original;
-  annotate(picture, std::vector<Annotation>{{{20, 30, 60, 70}, 3, ""}});
+  const Image original = gradient(100, 80);
+  Image image = original;
+  annotate(image, std::vector<Annotation>{{{20, 30, 60, 70}, 3, ""}});
   const Colour colour = label_colour(3);
   for (const auto& [x, y] : {std::pair{20, 30}, {21, 50}, {58, 50}, {59, 69}, {40, 31}, {40, 68}}) {
     CAPTURE(x);
     CAPTURE(y);
-    CHECK(pixel(picture, x, y) == colour);
+    CHECK(pixel(image, x, y) == colour);
   }
   for (const auto& [x, y] : {std::pair{19, 50}, {22, 50}, {57, 50}, {60, 50}, {40, 29}, {40, 32}, {40, 67}, {40, 70}}) {
     CAPTURE(x);
     CAPTURE(y);
-    CHECK(pixel(picture, x, y) == pixel(original, x, y));
+    CHECK(pixel(image, x, y) == pixel(original, x, y));
   }
 }
 
 TEST_CASE("the text is written above its box, or inside at the upper edge") {
-  const Picture original = gradient(100, 80);
+  const Image original = gradient(100, 80);
   for (const float top : {40.0F, 0.0F}) {
-    Picture with_text = original;
-    Picture without_text = original;
+    Image with_text = original;
+    Image without_text = original;
     annotate(with_text, std::vector<Annotation>{{{20, top, 90, 75}, 1, "cat", "0.91"}});
     annotate(without_text, std::vector<Annotation>{{{20, top, 90, 75}, 1, ""}});
     CHECK(with_text.rgb != without_text.rgb);
@@ -392,42 +391,42 @@ TEST_CASE("the text is written above its box, or inside at the upper edge") {
   }
 }
 
-TEST_CASE("boxes that are outside, infinite or inverted stay within the picture") {
+TEST_CASE("boxes that are outside, infinite or inverted stay within the image") {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  const Picture original = gradient(100, 80);
-  Picture picture = original;
-  annotate(picture, std::vector<Annotation>{{{-1e30F, -kInfinity, 1e30F, kInfinity}, 1, ""},
-                                            {{500, 500, 600, 600}, 2, ""},
-                                            {{-90, -90, -50, -50}, 3, ""}});
-  CHECK(picture.rgb == original.rgb);
-  annotate(picture, std::vector<Annotation>{{{60, 70, 20, 30}, 1, "inverted"}, {{0, 0, 100, 80}, -7, "frame"}});
-  CHECK(picture.rgb.size() == original.rgb.size());
-  CHECK(pixel(picture, 99, 79) == label_colour(-7));
+  const Image original = gradient(100, 80);
+  Image image = original;
+  annotate(image, std::vector<Annotation>{{{-1e30F, -kInfinity, 1e30F, kInfinity}, 1, ""},
+                                          {{500, 500, 600, 600}, 2, ""},
+                                          {{-90, -90, -50, -50}, 3, ""}});
+  CHECK(image.rgb == original.rgb);
+  annotate(image, std::vector<Annotation>{{{60, 70, 20, 30}, 1, "inverted"}, {{0, 0, 100, 80}, -7, "frame"}});
+  CHECK(image.rgb.size() == original.rgb.size());
+  CHECK(pixel(image, 99, 79) == label_colour(-7));
 }
 
 TEST_CASE("a box with a NaN coordinate is omitted") {
-  const Picture original = gradient(100, 80);
-  Picture picture = original;
-  annotate(picture, std::vector<Annotation>{{{std::nanf(""), 10, 20, 30}, 1, "nothing"}});
-  CHECK(picture.rgb == original.rgb);
+  const Image original = gradient(100, 80);
+  Image image = original;
+  annotate(image, std::vector<Annotation>{{{std::nanf(""), 10, 20, 30}, 1, "nothing"}});
+  CHECK(image.rgb == original.rgb);
 }
 
-TEST_CASE("any text can be drawn on a picture of any size") {
+TEST_CASE("any text can be drawn on an image of any size") {
   std::string every_byte;
   for (int c = 0; c < 256; ++c) every_byte += static_cast<char>(c);
   for (const std::string& text : {every_byte, every_byte.substr(128), std::string(10'000, '&'), std::string("~~~")}) {
-    Picture tiny = gradient(1, 1);
+    Image tiny = gradient(1, 1);
     annotate(tiny, std::vector<Annotation>{{{0, 0, 1, 1}, 1, text}});
     CHECK(tiny.rgb.size() == 3);
-    Picture large = gradient(900, 850);
-    const Picture original = large;
+    Image large = gradient(900, 850);
+    const Image original = large;
     annotate(large, std::vector<Annotation>{{{300, 300, 301, 301}, 1, text}});
     CHECK(large.rgb != original.rgb);
   }
 }
 
 /// Returns the number of pixels that differ in the columns from `left` to before `right`.
-std::ptrdiff_t changed(const Picture& a, const Picture& b, int left, int right) {
+std::ptrdiff_t changed(const Image& a, const Image& b, int left, int right) {
   std::ptrdiff_t count = 0;
   for (int y = 0; y < a.height; ++y) {
     for (int x = left; x < right; ++x) count += pixel(a, x, y) != pixel(b, x, y) ? 1 : 0;
@@ -437,14 +436,14 @@ std::ptrdiff_t changed(const Picture& a, const Picture& b, int left, int right) 
 
 TEST_CASE("a caption is readable text on a filled rectangle of the label's colour") {
   for (const std::int64_t label : {1, 2}) {  // a dark colour and a light one
-    Picture picture{200, 100, std::vector<std::uint8_t>(200 * 100 * 3, 128)};
-    annotate(picture, std::vector<Annotation>{{{20, 40, 180, 90}, label, "cat", "0.91"}});
+    Image image{200, 100, std::vector<std::uint8_t>(200 * 100 * 3, 128)};
+    annotate(image, std::vector<Annotation>{{{20, 40, 180, 90}, label, "cat", "0.91"}});
     const Colour background = label_colour(label);
     const Colour ink = hybrid_rt::apps::text_colour(background);
     int of_ink = 0;
     for (int y = 29; y < 40; ++y) {
       for (int x = 20; x < 40; ++x) {
-        const Colour found = pixel(picture, x, y);
+        const Colour found = pixel(image, x, y);
         CHECK((found == background || found == ink));
         of_ink += found == ink ? 1 : 0;
       }
@@ -454,17 +453,17 @@ TEST_CASE("a caption is readable text on a filled rectangle of the label's colou
 }
 
 TEST_CASE("captions lie within the image for every position of a box") {
-  const Picture original = gradient(160, 120);
+  const Image original = gradient(160, 120);
   const std::string name = "traffic light";
   for (const auto& box : std::vector<std::array<float, 4>>{
            {0, 0, 20, 20}, {150, 0, 160, 20}, {150, 110, 160, 120}, {-40, -40, 300, 300}, {400, 300, 500, 400}}) {
-    Picture with_caption = original;
-    Picture without = original;
+    Image with_caption = original;
+    Image without = original;
     annotate(with_caption, std::vector<Annotation>{{box, 5, name, "0.50"}});
     annotate(without, std::vector<Annotation>{{box, 5, "", ""}});
     // As many pixels as with more room: nothing was cut off.
-    Picture roomy = original;
-    Picture roomy_without = original;
+    Image roomy = original;
+    Image roomy_without = original;
     annotate(roomy, std::vector<Annotation>{{{10, 60, 150, 110}, 5, name, "0.50"}});
     annotate(roomy_without, std::vector<Annotation>{{{10, 60, 150, 110}, 5, "", ""}});
     CHECK(changed(with_caption, without, 0, 160) > changed(roomy, roomy_without, 0, 160) * 8 / 10);
@@ -472,11 +471,11 @@ TEST_CASE("captions lie within the image for every position of a box") {
 }
 
 TEST_CASE("a long name is truncated, but its score is not") {
-  const Picture original = gradient(300, 100);
+  const Image original = gradient(300, 100);
   const auto drawn = [&](const std::string& name, const std::string& score) {
-    Picture picture = original;
-    annotate(picture, std::vector<Annotation>{{{0, 50, 299, 99}, 2, name, score}});
-    return picture;
+    Image image = original;
+    annotate(image, std::vector<Annotation>{{{0, 50, 299, 99}, 2, name, score}});
+    return image;
   };
   const std::string longest(10'000, 'm');
   CHECK(drawn(longest, "0.50").rgb == drawn(longest + "n", "0.50").rgb);
@@ -485,31 +484,29 @@ TEST_CASE("a long name is truncated, but its score is not") {
 }
 
 TEST_CASE("a name is transliterated to ASCII, or replaced with the label's number") {
-  const Picture original = gradient(300, 100);
+  const Image original = gradient(300, 100);
   const auto drawn = [&](const std::string& name) {
-    Picture picture = original;
-    annotate(picture, std::vector<Annotation>{{{0, 50, 299, 99}, 17, name, "0.50"}});
-    return picture;
+    Image image = original;
+    annotate(image, std::vector<Annotation>{{{0, 50, 299, 99}, 17, name, "0.50"}});
+    return image;
   };
   CHECK(drawn("na\u00EFve").rgb == drawn("naive").rgb);
   CHECK(drawn("\u732B").rgb == drawn("17").rgb);
 }
 
 TEST_CASE("no outline crosses a caption") {
-  Picture picture = gradient(200, 100);
-  annotate(picture,
-           std::vector<Annotation>{{{10, 10, 190, 40}, 3, "", ""}, {{20, 45, 180, 90}, 1, "mmmmmmmmmm", "0.5"}});
-  const Picture both = picture;
-  picture = gradient(200, 100);
-  annotate(picture,
-           std::vector<Annotation>{{{20, 45, 180, 90}, 1, "mmmmmmmmmm", "0.5"}, {{10, 10, 190, 40}, 3, "", ""}});
-  CHECK(pixel(picture, 22, 38) == pixel(both, 22, 38));
+  Image image = gradient(200, 100);
+  annotate(image, std::vector<Annotation>{{{10, 10, 190, 40}, 3, "", ""}, {{20, 45, 180, 90}, 1, "mmmmmmmmmm", "0.5"}});
+  const Image both = image;
+  image = gradient(200, 100);
+  annotate(image, std::vector<Annotation>{{{20, 45, 180, 90}, 1, "mmmmmmmmmm", "0.5"}, {{10, 10, 190, 40}, 3, "", ""}});
+  CHECK(pixel(image, 22, 38) == pixel(both, 22, 38));
 }
 
 TEST_CASE("the size is read from the header alone") {
-  const Picture picture = gradient(40, 30);
-  for (Bytes bytes : {encode_png(picture), encode_jpeg(picture)}) {
-    bytes.resize(bytes.size() * 3 / 4);  // decode_picture refuses this
+  const Image image = gradient(40, 30);
+  for (Bytes bytes : {encode_png(image), encode_jpeg(image)}) {
+    bytes.resize(bytes.size() * 3 / 4);  // decode_image refuses this
     const auto size = hybrid_rt::apps::read_size(bytes, "cut");
     CHECK(size.width == 40);
     CHECK(size.height == 30);
@@ -518,9 +515,9 @@ TEST_CASE("the size is read from the header alone") {
 
 TEST_CASE("custom limits refuse an image by its header") {
   const Bytes bytes = encode_png(gradient(40, 30));
-  for (const hybrid_rt::apps::PictureLimits limits :
-       {hybrid_rt::apps::PictureLimits{.max_side = 39}, hybrid_rt::apps::PictureLimits{.max_pixels = 1199}}) {
-    CHECK_THROWS_AS(decode_picture(bytes, "large", limits), PictureError);
-    CHECK_THROWS_AS(hybrid_rt::apps::read_size(bytes, "large", limits), PictureError);
+  for (const hybrid_rt::apps::ImageLimits limits :
+       {hybrid_rt::apps::ImageLimits{.max_side = 39}, hybrid_rt::apps::ImageLimits{.max_pixels = 1199}}) {
+    CHECK_THROWS_AS(decode_image(bytes, "large", limits), ImageError);
+    CHECK_THROWS_AS(hybrid_rt::apps::read_size(bytes, "large", limits), ImageError);
   }
 }
