@@ -352,20 +352,24 @@ class DefaultBoxMethods:
     composed_forward: Callable[[ImageList, list[Tensor]], list[Tensor]]
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
-        """Replaces ``forward``: computes the anchors of an image in one operator."""
-        if not _is_plain(feature_maps[0]):
+        """Replaces ``forward``: computes the anchors of an image in one operator, on the CPU as torchvision does.
+
+        ``load(device="cuda")`` moves the pairs, which torchvision then could not concatenate with its centres.
+        """
+        if feature_maps[0].dtype != torch.float32:
             return self.composed_forward(image_list, feature_maps)
         heights = [feature_map.shape[-2] for feature_map in feature_maps]
         widths = [feature_map.shape[-1] for feature_map in feature_maps]
         steps: list[int] = []
         if self.steps is not None:
             steps = self.steps
+        pairs = [pair.cpu() for pair in self._wh_pairs]
         found: list[Tensor] = []
         for _ in image_list.image_sizes:
             boxes: Tensor = torch.ops.hybrid_rt.default_boxes(
-                heights, widths, self._wh_pairs, image_list.tensors.shape[-2:], steps, self.clip
+                heights, widths, pairs, image_list.tensors.shape[-2:], steps, self.clip
             )
-            found.append(boxes)
+            found.append(boxes.to(feature_maps[0].device))
         return found
 
 

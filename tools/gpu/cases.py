@@ -267,6 +267,8 @@ for _name, _title in {**DETECTOR_TITLES, "ssdlite": DENSE_HEAD_TITLES["ssdlite"]
     _add(f"end to end, {_title}", _run, 200, "aot_inductor", is_timed=True)
 _add("R50-FPN backbone, aot_inductor", _on_gpu("backbone", name="r50", engine="aot_inductor"), 120, "aot_inductor",
      is_timed=True)  # fmt: skip
+_add("compilation, demo backbone", _on_gpu("conversion", name="demo", engine="aot_inductor"), 180, "aot_inductor",
+     is_timed=True)  # fmt: skip
 _add("nms, roi_align", _on_gpu("head_operators"), 60, "operators", is_timed=True)
 for _engine in ("aot_inductor", "torch"):
     _run = _on_gpu("replay", name="r50", engine=_engine)

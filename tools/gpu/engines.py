@@ -6,12 +6,17 @@ A function writes rows as it gets them, so that those before a crash are kept. A
 from __future__ import annotations
 
 import copy
+import cProfile
 import importlib.util
+import io
 import json
+import os
+import pstats
 import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +33,7 @@ from hybrid_rt.capture.program import capture_alone
 from hybrid_rt.common import executables
 from hybrid_rt.common.errors import HybridRTError
 from hybrid_rt.conversion.assemble.engine_module import engine_module
+from hybrid_rt.conversion.isolation.limits import ISOLATION
 from tools.gpu import measure
 from tools.gpu.report import BUILT, FAILED, MEASURED, NOT_RUN, PASSED, Row
 from tools.gpu.runner import Writer
@@ -255,6 +261,22 @@ def _compare(
     chosen = cases(wanted, runtimes=runtimes, device=settings.device)
     # Plots and pages are written by tools/bench only.
     return run_all([bench.subject(DETECTORS[name])], chosen, None, settings)[1]
+
+
+def conversion(writer: Writer, name: str, engine: str, precision: str = measure.FASTEST) -> None:
+    """Profiles the compilation of a backbone, in this process and with an empty cache."""
+    module, x = measure.backbone(name)
+    profiler = cProfile.Profile()
+    with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as directory, torch.no_grad():
+        os.environ |= {"HYBRID_RT_CACHE": directory, ISOLATION: "0"}
+        start = time.monotonic()
+        profiler.runcall(measure.segment, engine, precision, module, x)
+        seconds = time.monotonic() - start
+    printed = io.StringIO()
+    pstats.Stats(profiler, stream=printed).sort_stats("cumulative").print_stats(100)
+    writer.data(profile=printed.getvalue())
+    title = f"{TITLES[name]}, {engine} {precision}: compilation"
+    writer.row(Row(title, MEASURED, f"{seconds:.0f} s; the JSON has its profile", engine))
 
 
 def profile(writer: Writer, name: str, engine: str = "aot_inductor", precision: str = measure.FASTEST) -> None:

@@ -150,7 +150,7 @@ def _run(options: argparse.Namespace, results: _Results) -> None:
             case = replace(case, seconds=case.seconds * REHEARSAL_SLOWDOWN)
         print(f"{name} ...", file=sys.stderr, flush=True)
         command = [sys.executable, "-m", "tools.gpu.cases", name]
-        threads = None if case.is_timed else max(1, (os.cpu_count() or 1) // options.side_by_side)
+        threads = max(1, (os.cpu_count() or 1) // options.side_by_side)
         outcome = runner.run(case, command, FOLDER, deadline - time.monotonic(), threads)
         with lock:
             results.add(outcome.rows, name, outcome.data)

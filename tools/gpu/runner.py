@@ -23,6 +23,9 @@ ROOT = Path(__file__).resolve().parents[2]
 LIMIT_VARIABLE = "HYBRID_RT_GPU_CHECK_SECONDS"
 """Variable with a case's time limit in seconds."""
 
+_STACKS = "Fatal Python error: "
+"""Start of what Python's faulthandler prints."""
+
 _THREADS = ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")
 
 DEVICE_VARIABLE = "HYBRID_RT_GPU_CHECK_DEVICE"
@@ -30,8 +33,6 @@ DEVICE_VARIABLE = "HYBRID_RT_GPU_CHECK_DEVICE"
 
 REFUSAL = 3
 """Exit code of a case if hybrid_rt refuses."""
-
-NOTHING_PRINTED = "it printed nothing"
 
 SECONDS_FOR_STACKS = 3.0
 """Time that the processes of a case get to print their stacks at its limit."""
@@ -97,7 +98,7 @@ class Writer:
         temporary.replace(self._path)
 
 
-def run(case: Case, command: Sequence[str], folder: Path, left: float, threads: int | None = None) -> Outcome:
+def run(case: Case, command: Sequence[str], folder: Path, left: float, threads: int) -> Outcome:
     """Runs a case.
 
     Args:
@@ -105,8 +106,9 @@ def run(case: Case, command: Sequence[str], folder: Path, left: float, threads: 
         command: Command of its process. The path that :class:`Writer` writes to is appended.
         folder: Directory of that file, and of the log of its output.
         left: Remaining budget in seconds.
-        threads: Number of threads of each of its processes, if others run at the same time. Threads of several
-            processes that wait for each other on the same cores make all of them many times slower.
+        threads: Number of threads of each of its processes. Several processes that each use all cores are many times
+            slower. It is the same for all cases, because the random weights of torchvision's detectors are scaled by
+            running them, where the number of threads changes the last bits and with them the keys of the cache.
     """
     limit = min(case.seconds, left)
     if limit < SHORTEST_SECONDS and limit < case.seconds:
@@ -125,7 +127,7 @@ def run(case: Case, command: Sequence[str], folder: Path, left: float, threads: 
             stderr=subprocess.STDOUT,
             env={
                 **os.environ,
-                **({name: str(threads) for name in _THREADS} if threads else {}),
+                **{name: str(threads) for name in _THREADS},
                 **(case.environment or {}),
                 LIMIT_VARIABLE: f"{limit:.0f}",
                 "PYTHONFAULTHANDLER": "1",  # see _print_stacks
@@ -136,10 +138,8 @@ def run(case: Case, command: Sequence[str], folder: Path, left: float, threads: 
         try:
             ended = process.wait(limit)
         except subprocess.TimeoutExpired:
-            ended, printed = None, tail(log, 40)
+            ended = None
             _print_stacks(process)
-        else:
-            printed = tail(log, 40)
         finally:
             _end(process)
     outcome = _read(written)
@@ -151,17 +151,19 @@ def run(case: Case, command: Sequence[str], folder: Path, left: float, threads: 
     outcome.data["seconds"] = round(seconds, 1)
     if ended == 0:
         return outcome
-    # A vendor's library may print something after the failure.
-    said = outcome.data.get("failure") or (printed.splitlines() or [NOTHING_PRINTED])[-1]
+    said = outcome.data.get("failure") or last_line(log)  # a vendor's library may print something after it
+    outcome.data["log"] = tail(log, 40)
+    return Outcome([*outcome.rows, _failure(case, ended, seconds, said)], outcome.data)
+
+
+def _failure(case: Case, ended: int | None, seconds: float, said: str) -> Row:
+    """Returns the row of a case that failed; ``ended`` is its exit code, None at its time limit."""
     if ended is None:
-        failure = Row(case.name, TIMED_OUT, f"ended after {seconds:.0f} s: {said}", case.engine)
-    elif ended == REFUSAL:
-        failure = Row(case.name, REFUSED, said, case.engine)
-    else:
-        how = f"signal {signal.Signals(-ended).name}" if ended < 0 else f"exit code {ended}"
-        failure = Row(case.name, FAILED, f"{how}: {said}", case.engine)
-    outcome.data["log"] = printed
-    return Outcome([*outcome.rows, failure], outcome.data)
+        return Row(case.name, TIMED_OUT, f"ended after {seconds:.0f} s: {said}", case.engine)
+    if ended == REFUSAL:
+        return Row(case.name, REFUSED, said, case.engine)
+    how = f"signal {signal.Signals(-ended).name}" if ended < 0 else f"exit code {ended}"
+    return Row(case.name, FAILED, f"{how}: {said}", case.engine)
 
 
 def _print_stacks(process: subprocess.Popen[bytes]) -> None:
@@ -195,13 +197,19 @@ def tail(path: Path, count: int) -> str:
     return "\n".join([line.rstrip() for line in lines if line.strip()][-count:])
 
 
+def last_line(path: Path) -> str:
+    """Returns the last line of a log before Python's stacks, where pip, CMake and Python state the error."""
+    lines = tail(path, 1 << 30).partition(_STACKS)[0].splitlines()
+    return lines[-1] if lines else "it printed nothing"
+
+
 def first_error(path: Path, count: int = 4) -> str:
     """Returns the first lines of a log from an error on, since consequences follow it, or else the last lines."""
     lines = tail(path, 1 << 30).splitlines()
     for i, line in enumerate(lines):
         if re.search(r"CMake Error|\berror: |^ERROR: |hybrid_rt\[build\]", line):
             return "\n".join(lines[i : i + count])
-    return "\n".join(lines[-count:]) or NOTHING_PRINTED
+    return "\n".join(lines[-count:]) or "it printed nothing"
 
 
 def build_rows(path: Path) -> list[Row]:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
@@ -220,6 +221,17 @@ def test_default_boxes_are_torchvisions(options: dict[str, Any], default: torch.
     finally:
         torch.set_default_dtype(torch.float32)
     assert_same(ours(images, [each.double() for each in maps]), theirs(images, [each.double() for each in maps]))
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_default_boxes_are_on_the_gpu_of_the_features_wherever_the_pairs_are(moved: bool) -> None:
+    ours = with_operators(default_box_generator())
+    with FakeTensorMode(allow_non_fake_inputs=True):  # needs no GPU
+        maps = [torch.zeros(2, 3, 4, 5, device="cuda") for _ in range(4)]
+        if moved:  # as load(device="cuda") does
+            ours._wh_pairs = [pairs.to("cuda") for pairs in ours._wh_pairs]
+        found = ours(ImageList(torch.zeros(2, 3, 30, 40, device="cuda"), [(30, 40), (30, 38)]), maps)
+    assert [boxes.device.type for boxes in found] == ["cuda", "cuda"]
 
 
 def test_an_overridden_step_of_default_boxes_stays() -> None:

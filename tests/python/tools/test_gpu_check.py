@@ -62,6 +62,18 @@ def test_without_a_gpu_the_table_says_why_and_the_page_stays(tmp_path: Path) -> 
 
 @pytest.mark.slow
 @needs_no_gpu
+def test_cases_are_chosen_by_words(tools: SimpleNamespace, tmp_path: Path) -> None:
+    command = ["-m", "tools.gpu.main", "--output", tmp_path, "--only", "R50-FPN backbone", "--without", "tensorrt"]
+    done = run_tool(sys.executable, *command)
+    assert done.returncode == 1, done.stderr
+    rows = json.loads((tmp_path / "gpu_check.json").read_text())["rows"]
+    assert "R50-FPN backbone, torch" in {row["what"] for row in rows}
+    assert all(row["what"] == "device" or "R50-FPN backbone" in row["what"] for row in rows)
+    assert not any("tensorrt" in row["what"] for row in rows)
+
+
+@pytest.mark.slow
+@needs_no_gpu
 def test_without_a_gpu_nothing_is_built(tmp_path: Path) -> None:
     done = run_tool(TOOLS / "gpu_check", "--python", sys.executable, "--output", tmp_path, "--only", "nothing")
     assert done.returncode == 1, done.stderr
@@ -103,7 +115,7 @@ def fake(tools: SimpleNamespace, folder: Path, program: str, seconds: float = 60
     code += "from pathlib import Path\nfrom tools.gpu.report import Row\nfrom tools.gpu.runner import Writer\n"
     code += f"writer = Writer(Path(sys.argv[1]))\n{program}"
     case = tools.run.Case("a fake case", "tensorrt", seconds)
-    return tools.run.run(case, [sys.executable, "-c", code], folder, left)
+    return tools.run.run(case, [sys.executable, "-c", code], folder, left, threads=2)
 
 
 def test_a_case_gives_rows_and_data(tools: SimpleNamespace, tmp_path: Path) -> None:
@@ -145,6 +157,8 @@ def test_a_hanging_case_is_a_row_and_its_children_end(tools: SimpleNamespace, tm
     assert time.monotonic() - start < 30
     assert [row.result for row in outcome.rows] == ["passed", "timed out"]
     assert outcome.rows[1].figure == "ended after 2 s: compiling"
+    (stack,) = outcome.data["stacks"].values()
+    assert 'File "<string>", line 8 in <module>' in stack  # it slept there
     time.sleep(max(0.0, 6 - (time.monotonic() - start)))
     assert not (tmp_path / "alive").exists()
 
