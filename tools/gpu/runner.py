@@ -34,8 +34,8 @@ DEVICE_VARIABLE = "HYBRID_RT_GPU_CHECK_DEVICE"
 REFUSAL = 3
 """Exit code of a case if hybrid_rt refuses."""
 
-SECONDS_FOR_STACKS = 3.0
-"""Time that the processes of a case get to print their stacks at its limit."""
+SECONDS_FOR_STACKS = 1.0
+"""Time that each process of a case gets to print its stacks at the case's limit."""
 
 SHORTEST_SECONDS = 10.0
 """Minimum remaining budget to start a case."""
@@ -167,10 +167,24 @@ def _failure(case: Case, ended: int | None, seconds: float, said: str) -> Row:
 
 
 def _print_stacks(process: subprocess.Popen[bytes]) -> None:
-    """Ends the processes of a case such that each one in Python prints where it was, into the log."""
-    with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
-        os.killpg(process.pid, signal.SIGABRT)
-        process.wait(SECONDS_FOR_STACKS)
+    """Ends the processes of a case, one after the other, such that each one in Python prints where it was."""
+    for pid in sorted(_running(process.pid), reverse=True):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGABRT)
+        deadline = time.monotonic() + SECONDS_FOR_STACKS
+        while pid in _running(process.pid) and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+
+def _running(group: int) -> set[int]:
+    """Returns the processes of a group that have not ended."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended since
+            state, _, own_group = path.read_text().rpartition(")")[2].split()[:3]
+            if int(own_group) == group and state != "Z":
+                found.add(int(path.parent.name))
+    return found
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
