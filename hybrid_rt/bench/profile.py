@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import time
@@ -53,10 +54,13 @@ class Limits:
 
     Attributes:
         tflops: 10^12 operations per second of a matrix product of 1024 x 1024, by precision.
+        convolution_tflops: 10^12 operations per second of torch's 3 x 3 convolution from 256 to 256 channels on 100 x
+            136 pixels, by precision.
         copy_gb_per_s: 10^9 bytes per second, read and written by copies of 256 MiB.
     """
 
     tflops: dict[str, float]
+    convolution_tflops: dict[str, float]
     copy_gb_per_s: float
 
 
@@ -204,6 +208,7 @@ def _filled(shape: Sequence[int], dtype: str) -> Tensor:
 
 
 _SIDE = 1024
+_CHANNELS, _MAP = 256, (100, 136)
 _COPIED = 1 << 28
 _TRIALS = 5
 
@@ -213,17 +218,30 @@ def _limits(threads: int, precisions: set[str]) -> Limits:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
-        tflops = {
-            name: 2 * _SIDE**3 / _best(lambda a: a @ a, torch.ones(_SIDE, _SIDE, dtype=dtype)) / 1e12
-            for name, dtype in dtypes.items()
+        measured = {
+            name: dtype
+            for name, dtype in {"fp32": torch.float32, "bf16": torch.bfloat16}.items()
             if name == "fp32" or name in precisions
         }
+        products = {
+            name: 2 * _SIDE**3 / _best(lambda a: a @ a, torch.ones(_SIDE, _SIDE, dtype=dtype)) / 1e12
+            for name, dtype in measured.items()
+        }
+        convolutions = {name: _convolution_tflops(dtype) for name, dtype in measured.items()}
         target = torch.empty(_COPIED, dtype=torch.uint8)
         seconds = _best(target.copy_, torch.zeros(_COPIED, dtype=torch.uint8))
-        return Limits(tflops, 2 * _COPIED / seconds / 1e9)
+        return Limits(products, convolutions, 2 * _COPIED / seconds / 1e9)
     finally:
         torch.set_num_threads(before)
+
+
+def _convolution_tflops(dtype: torch.dtype) -> float:
+    convolution = torch.nn.Conv2d(_CHANNELS, _CHANNELS, 3, padding=1, bias=False, dtype=dtype)
+    convolution = convolution.to(memory_format=torch.channels_last)
+    features = torch.ones(1, _CHANNELS, *_MAP, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        seconds = _best(convolution, features)
+    return 2 * _CHANNELS**2 * 9 * math.prod(_MAP) / seconds / 1e12
 
 
 def _best(call: Any, value: Tensor) -> float:

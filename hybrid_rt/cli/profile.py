@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +78,16 @@ def _show(found: Profile, decoded: float, layers: int) -> None:
         if rest:
             inner.add_row(f"{len(rest)} more", "", f"{sum(layer.milliseconds for layer in rest):.3f}", "")
         console.print(inner)
-    rates = ", ".join(f"{rate:.3f} TFLOP/s in {name}" for name, rate in found.limits.tflops.items())
+    limits = found.limits
     lines = [
         f"median {found.latency.median:.2f} ms without the profiler, {found.profiled_ms:.2f} ms with it",
-        f"this machine, in the same run: matrix product {rates}; copy {found.limits.copy_gb_per_s:.1f} GB/s",
+        f"this machine, in the same run: matrix product {_rates(limits.tflops)}; 3x3 convolution "
+        f"{_rates(limits.convolution_tflops)}; copy {limits.copy_gb_per_s:.1f} GB/s",
     ]
     if decoded:
         lines.insert(0, f"decoding the image: {decoded:.2f} ms")
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+def _rates(tflops: Mapping[str, float]) -> str:
+    return ", ".join(f"{rate:.3f} TFLOP/s in {name}" for name, rate in tflops.items())

@@ -43,6 +43,8 @@ def test_the_parts_add_up_to_the_call(bundle: Path) -> None:
     assert found.threads == 1
     assert found.latency.count == 3
     assert found.limits.tflops["fp32"] > 0 < found.limits.copy_gb_per_s
+    assert found.limits.convolution_tflops.keys() == found.limits.tflops.keys()
+    assert found.limits.convolution_tflops["fp32"] > 0
 
 
 def test_inputs_that_an_engine_copied_are_counted() -> None:
