@@ -49,13 +49,13 @@ class Subject:
     Attributes:
         name: in tables and files.
         build: returns it; called once.
-        pictures: [3, H, W] in 0..1 each.
-        calibration: images that int8 is calibrated on; none: ``pictures``.
+        images: [3, H, W] in 0..1 each.
+        calibration: images that int8 is calibrated on; none: ``images``.
     """
 
     name: str
     build: Callable[[], nn.Module]
-    pictures: Sequence[Tensor]
+    images: Sequence[Tensor]
     calibration: Sequence[Tensor] = ()
 
 
@@ -208,7 +208,7 @@ def run(
     for name, value, least in (
         ("rounds", settings.rounds, 1),
         ("warm-up", settings.warm_up, 0),
-        ("pictures", len(subject.pictures), 1),
+        ("images", len(subject.images), 1),
     ):
         if value < least:
             raise OptionError.make("bench", name, expected=f"at least {least}", got=str(value))
@@ -270,15 +270,15 @@ class _Run:
                 got=str(error),
                 remedy="Define its classes and functions at the top of a module.",
             ) from error
-        jit.save(jit.script(_Images(subject.pictures)), self._images)
-        jit.save(jit.script(_Images(subject.calibration or subject.pictures)), self._calibration)
+        jit.save(jit.script(_Images(subject.images)), self._images)
+        jit.save(jit.script(_Images(subject.calibration or subject.images)), self._calibration)
 
     def prepare(self, cases: Sequence[Case]) -> list[Result]:
         """Writes the files; cases that run the same file share it."""
         made: dict[str, Result] = {}
         segments, shapes = self._settings.segments, None
         if self._settings.fixed_sizes:
-            shapes = sorted({tuple(image.shape[1:]) for image in self._subject.pictures})
+            shapes = sorted({tuple(image.shape[1:]) for image in self._subject.images})
         for case in cases:
             if case.kind in ("eager", "compile"):
                 made[case.file] = Result(self._subject.name, case, file_bytes=self._detector.stat().st_size)
@@ -334,7 +334,7 @@ class _Run:
                     # Shuffle the order in each round, so that no case always follows the same one; the seed is fixed.
                     for worker in random.Random(i).sample(workers, len(workers)):
                         time.sleep(PAUSE_SECONDS)
-                        worker.run(i % len(self._subject.pictures))
+                        worker.run(i % len(self._subject.images))
                     advance()
             return [worker.finish(eager) for worker in workers]
 
@@ -350,7 +350,7 @@ class _Run:
         with self._steps.step(f"{self._subject.name}: load {case.name}"):
             process = stack.enter_context(closing(Process(command, Path(job).with_suffix(".log"), environment)))
             worker = _Worker(result, process)
-            worker.load(len(self._subject.pictures), self._settings.warm_up)
+            worker.load(len(self._subject.images), self._settings.warm_up)
         return worker
 
     def _path(self, case: Case) -> Path:

@@ -1,4 +1,4 @@
-"""Checks the words of pages, help texts, docstrings and messages against docs/style.md."""
+"""Checks the words of pages, help texts, docstrings, messages and names against docs/style.md."""
 
 from __future__ import annotations
 
@@ -211,6 +211,89 @@ def test_the_description_of_the_service_has_none_of_the_wrong_words() -> None:
     texts = [*json_strings(json.loads((ROOT / "cpp" / "apps" / "serve" / "openapi.json").read_text()))]
     assert len(texts) > 100
     assert {text: words for text in texts if (words := wrong_in_message(text))} == {}
+
+
+# Names
+
+
+OLD_NAME = re.compile(r"picture|folder", re.IGNORECASE)
+
+INTERFACE = {"add_plugin_folder", "output_folder", "plugin_folder", "require_picture_input"}
+"""Names of the stable interface that keep an old word."""
+
+FIELDS = {"folder", "pictures"}
+"""Fields that keep an old word, because the keys of saved files and of printed JSON are made from their names."""
+
+
+def old_names(source: str) -> Iterator[str]:
+    """Yields the names in Python code that have an old word and are not part of the interface."""
+    tree = ast.parse(source)
+    fields = {
+        id(statement.target)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+        for statement in node.body
+        if isinstance(statement, ast.AnnAssign)
+    }
+    for node in ast.walk(tree):
+        of_an_object: list[str | None] = []
+        if isinstance(node, ast.Attribute):
+            of_an_object = [node.attr]
+        elif isinstance(node, ast.keyword):
+            of_an_object = [node.arg]
+        elif isinstance(node, ast.Name) and id(node) in fields:
+            of_an_object = [node.id]
+        names: list[str | None] = [name for name in of_an_object if name not in FIELDS]
+        if isinstance(node, ast.Name) and not of_an_object:
+            names.append(node.id)
+        elif isinstance(node, ast.arg):
+            names.append(node.arg)
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            names.append(node.name)
+        elif isinstance(node, ast.alias):
+            names += [node.name, node.asname]
+        yield from (name for name in names if name and OLD_NAME.search(name) and name not in INTERFACE)
+
+
+def old_cpp_names(source: str) -> list[str]:
+    """Returns the names in C++ code that have an old word and are not part of the interface."""
+    code = re.sub(r'R"\((?s:.*?)\)"|"(?:[^"\\\n]|\\.)*"|//[^\n]*', "", source)
+    code = re.sub(rf"(?:\.|->|::|std::vector<BoxMatch> |std::string )(?:{'|'.join(FIELDS)})\b", "", code)
+    return [name for name in re.findall(r"\w+", code) if OLD_NAME.search(name) and name not in INTERFACE]
+
+
+def test_names_in_python_say_image_and_directory() -> None:
+    found = {str(path.relative_to(ROOT)): set(old_names(path.read_text())) for path in SOURCES}
+    assert found.pop("hybrid_rt/bench/bundles.py") == {"pictures"}  # a parameter of hybrid_rt.compare
+    assert {path: names for path, names in found.items() if names} == {}
+
+
+def test_names_in_cpp_say_image_and_directory() -> None:
+    paths = [path for name in ("cpp", "tests", "tools", "examples") for path in sorted((ROOT / name).rglob("*"))]
+    sources = [path for path in paths if path.suffix in {".h", ".cpp", ".cu"}]
+    assert len(sources) > 200
+    found = {str(path.relative_to(ROOT)): old_cpp_names(path.read_text()) for path in sources}
+    assert {path: names for path, names in found.items() if names} == {}
+    assert [path for path in paths if OLD_NAME.search(path.name)] == []
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("picture = 1", ["picture"]),
+        ("def read(folder): ...", ["folder"]),
+        ("class PictureSize: ...", ["PictureSize"]),
+        ("from files import read_picture as read", ["read_picture"]),
+        ("print(verification.pictures, extract(output_folder=x))", []),
+    ],
+)
+def test_the_check_sees_an_old_name(source: str, names: list[str]) -> None:
+    assert list(old_names(source)) == names
+
+
+def test_the_check_sees_an_old_name_in_cpp() -> None:
+    source = 'Picture read_picture(); // a picture\nfor (auto& m : v.pictures) print("picture");'
+    assert old_cpp_names(source) == ["Picture", "read_picture"]
 
 
 @pytest.mark.parametrize(

@@ -143,8 +143,8 @@ def python_tests(writer: Writer, name: str, engine: str) -> None:
 
 def _built(program: str) -> Path | None:
     """Returns the path of a C++ test program, if it was built."""
-    folders = (ROOT / "build" / "gpu_check_build", *sorted((ROOT / "build").glob("cp*")))
-    return next((path for folder in folders if (path := folder / "bin" / program).exists()), None)
+    directories = (ROOT / "build" / "gpu_check_build", *sorted((ROOT / "build").glob("cp*")))
+    return next((path for directory in directories if (path := directory / "bin" / program).exists()), None)
 
 
 def emulator_tests(writer: Writer) -> None:
@@ -155,8 +155,8 @@ def emulator_tests(writer: Writer) -> None:
         writer.row(Row(title, NOT_RUN, "not built: doctest is missing (Debian: doctest-dev), or --no-build", engine))
         return
     is_rehearsal = os.environ.get(DEVICE_VARIABLE) == "cpu"
-    with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder:
-        make = [sys.executable, "-m", "tools.gpu.test_engines", folder, *(["--stand-in"] if is_rehearsal else [])]
+    with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as directory:
+        make = [sys.executable, "-m", "tools.gpu.test_engines", directory, *(["--stand-in"] if is_rehearsal else [])]
         made = subprocess.run(make, capture_output=True, text=True, check=False)
         print(made.stdout, made.stderr)
         if made.returncode:
@@ -166,8 +166,8 @@ def emulator_tests(writer: Writer) -> None:
         library = made.stdout.splitlines()[-1]
         environment = {
             **os.environ,
-            "HYBRID_RT_TEST_GPU_ENGINES": folder,
-            "HYBRID_RT_TEST_EMULATED_BUNDLE": str(Path(folder) / "bundle.pt"),
+            "HYBRID_RT_TEST_GPU_ENGINES": directory,
+            "HYBRID_RT_TEST_EMULATED_BUNDLE": str(Path(directory) / "bundle.pt"),
         }
         if is_rehearsal:
             libraries = program.parents[1] / "lib"
@@ -193,8 +193,8 @@ def cpp_tests(writer: Writer) -> None:
     if program is None:
         writer.row(Row("C++ tests", NOT_RUN, "not built: the drill's build leaves them out, since they need minutes"))
         return
-    with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder:
-        bundle = Path(folder) / "digits.pt"
+    with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as directory:
+        bundle = Path(directory) / "digits.pt"
         make = [sys.executable, "-m", "tools.dev.make_test_bundle", str(bundle)]
         made = subprocess.run(make, capture_output=True, text=True, check=False)
         # The other tests need no bundle.

@@ -47,7 +47,7 @@ DETECTORS = {
     "ssdlite": "ssdlite320_mobilenet_v3_large",
 }
 ENGINES = ("tensorrt", "aot_inductor")
-MAP_PICTURES = 100
+MAP_IMAGES = 100
 
 
 def build_engine(writer: Writer, library: str, target: str) -> None:
@@ -101,8 +101,8 @@ def op_cost(writer: Writer, name: str) -> None:
     """Compares our op with the bare engine, alternately, in separate processes: the bare one must not use torch."""
     title = f"op over bare engine, {TITLES[name]}, fp16"
     module, x = measure.backbone(name)
-    with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder, torch.no_grad():
-        bundle = Path(folder) / "backbone.pt"
+    with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as directory, torch.no_grad():
+        bundle = Path(directory) / "backbone.pt"
         options = {"tensorrt": {"compute_capabilities": "current"}}
         measure.convert_unchecked(
             measure.Alone(module).eval(),
@@ -114,8 +114,8 @@ def op_cost(writer: Writer, name: str) -> None:
             options=options,
             shapes=[(x.shape[-2], x.shape[-1])],
         )
-        loaded, picture = hybrid_rt.load(bundle, device="cuda"), x.cuda()
-        candidate = measure.Candidate("op", lambda: loaded(picture))
+        loaded, image = hybrid_rt.load(bundle, device="cuda"), x.cuda()
+        candidate = measure.Candidate("op", lambda: loaded(image))
         command = [sys.executable, "-m", "tools.benchmarks.bare_engine", str(bundle), "--json"]
         shape = "x".join(map(str, x.shape))
         turns = []
@@ -170,11 +170,11 @@ def two_streams(writer: Writer, name: str, engine: str, precision: str = measure
     module, x = measure.backbone(name)
     with torch.no_grad():
         segment = measure.segment(engine, precision, module, x)
-        pictures = [x.to(measure.DEVICE) * (i + 1) / 2 for i in range(2)]
-        expected = [[tensor.clone() for tensor in measure.tensors_of(segment(picture))] for picture in pictures]
+        images = [x.to(measure.DEVICE) * (i + 1) / 2 for i in range(2)]
+        expected = [[tensor.clone() for tensor in measure.tensors_of(segment(image))] for image in images]
         calls = calls if measure.DEVICE == "cuda" else 2
-        apart = measure.seconds_in_streams(segment, pictures, calls, streams=1)
-        together = measure.seconds_in_streams(segment, pictures, calls, streams=2)
+        apart = measure.seconds_in_streams(segment, images, calls, streams=1)
+        together = measure.seconds_in_streams(segment, images, calls, streams=2)
     error = max(measure.relative_error(found, right) for found, right in zip(together.results, expected, strict=True))
     figure = (
         f"largest difference {error:.0e}; {2 * calls} calls in {together.seconds * 1e3:.1f} ms, in one stream "
@@ -286,9 +286,9 @@ def profile(writer: Writer, name: str, engine: str = "aot_inductor", precision: 
     from tools.benchmarks import detectors as bench
 
     subject = bench.subject(DETECTORS[name])
-    detector, image = subject.build().eval(), subject.pictures[0]
-    with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder, torch.inference_mode():
-        path = Path(folder) / "hybrid.pt"
+    detector, image = subject.build().eval(), subject.images[0]
+    with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as directory, torch.inference_mode():
+        path = Path(directory) / "hybrid.pt"
         variant = f"{engine}:{precision}"
         measure.convert_unchecked(detector, ([image],), path, engine=variant, device=measure.DEVICE)
         hybrid, image = hybrid_rt.load(path, device=measure.DEVICE), image.to(measure.DEVICE)
@@ -327,18 +327,18 @@ def accuracy(
     device: str = measure.DEVICE,
     engines: Sequence[str] = ENGINES,
     precision: str = measure.FASTEST,
-    pictures: int = MAP_PICTURES,
+    count: int = MAP_IMAGES,
 ) -> None:
     """Measures the demo detector's mAP on held-out images, for eager on the GPU and for its hybrids in fp16."""
     from models import digits_data, digits_detector
 
     detector = digits_detector.load()
-    samples = digits_data.make_split("held_out", pictures, seed=0)
-    picture = digits_detector.to_tensor(samples[0].image)
+    samples = digits_data.make_split("held_out", count, seed=0)
+    example = digits_detector.to_tensor(samples[0].image)
 
     def placed(module: Any) -> digits_detector.Detect:
-        def detect(pictures: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-            found = module([picture.to(device) for picture in pictures])
+        def detect(images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+            found = module([image.to(device) for image in images])
             return [{name: tensor.cpu() for name, tensor in detections.items()} for detections in found]
 
         return detect
@@ -353,16 +353,16 @@ def accuracy(
             continue
         options = {"tensorrt": {"compute_capabilities": "current"}} if engine == "tensorrt" else None
         try:
-            with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder:
-                path = Path(folder) / "demo.pt"
+            with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as directory:
+                path = Path(directory) / "demo.pt"
                 measure.convert_unchecked(
-                    detector, ([picture],), path, engine=f"{engine}:{precision}", device=device, options=options
+                    detector, ([example],), path, engine=f"{engine}:{precision}", device=device, options=options
                 )
                 found = digits_detector.evaluate(placed(hybrid_rt.load(path, device=device)), samples)["mAP"]
         except Exception as error:  # from any compiler
             writer.row(Row(title, FAILED, f"{type(error).__name__}: {error}", engine))
             continue
-        writer.row(Row(title, MEASURED, f"{found:.4f}, eager {eager:.4f}, {len(samples)} pictures", engine))
+        writer.row(Row(title, MEASURED, f"{found:.4f}, eager {eager:.4f}, {len(samples)} images", engine))
         goals.append({"what": f"{title}: distance to eager's", "goal": "mAP", "value": abs(found - eager)})
         writer.data(goals=goals)
 

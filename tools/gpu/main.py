@@ -26,7 +26,7 @@ from tools.gpu import report, runner
 from tools.gpu.report import FAILED, MEASURED, NOT_RUN, Row
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDER = ROOT / "build" / "gpu_check"
+DIRECTORY = ROOT / "build" / "gpu_check"
 
 REHEARSAL_SLOWDOWN = 4.0
 """Factor of the time limits on a CPU: two cores convert a large detector in minutes."""
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             report.page_with(options.page.read_text(encoding="utf-8"), _NOTHING, str(options.page))
         except (OSError, ValueError) as error:
             parser.error(str(error))
-    FOLDER.mkdir(parents=True, exist_ok=True)
+    DIRECTORY.mkdir(parents=True, exist_ok=True)
     options.output.mkdir(parents=True, exist_ok=True)
     if options.rehearse:
         os.environ[runner.DEVICE_VARIABLE] = "cpu"
@@ -130,11 +130,11 @@ _NOTHING: Mapping[str, Any] = {"date": "", "device": {"name": ""}, "rows": []}
 
 def _set_environment() -> None:
     """Sets the cases' environment: this tool's own cache, and vendors' libraries that are not next to hybrid_rt."""
-    os.environ.setdefault("HYBRID_RT_CACHE", str(FOLDER / "cache"))
+    os.environ.setdefault("HYBRID_RT_CACHE", str(DIRECTORY / "cache"))
     for variable, package, pattern in _LIBRARIES:
         spec = importlib.util.find_spec(package)
-        folders = (spec and spec.submodule_search_locations) or ()
-        libraries = sorted(path for folder in folders for path in Path(folder).glob(pattern))
+        directories = (spec and spec.submodule_search_locations) or ()
+        libraries = sorted(path for directory in directories for path in Path(directory).glob(pattern))
         if libraries:
             os.environ.setdefault(variable, str(libraries[0]))
 
@@ -151,7 +151,7 @@ def _run(options: argparse.Namespace, results: _Results) -> None:
         print(f"{name} ...", file=sys.stderr, flush=True)
         command = [sys.executable, "-m", "tools.gpu.cases", name]
         threads = max(1, (os.cpu_count() or 1) // options.side_by_side)
-        outcome = runner.run(case, command, FOLDER, deadline - time.monotonic(), threads)
+        outcome = runner.run(case, command, DIRECTORY, deadline - time.monotonic(), threads)
         with lock:
             results.add(outcome.rows, name, outcome.data)
             for row in outcome.rows:

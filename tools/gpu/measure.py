@@ -29,7 +29,7 @@ FASTEST = "fp32" if IS_REHEARSAL else "fp16"
 """Precision of single measurements. CPUs have no engines in fp16, and torch's own convolutions take minutes."""
 REFERENCE = "TorchScript fp32"
 _SHARE_FOR_BUILDING = 0.6
-_PICTURE = (256, 352) if IS_REHEARSAL else (800, 1088)
+_IMAGE_SIZE = (256, 352) if IS_REHEARSAL else (800, 1088)
 _DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 ENGINE_PRECISIONS = {
@@ -49,9 +49,9 @@ class Alone(nn.Module):
         super().__init__()
         self.backbone = backbone
 
-    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Returns the features of images [N, 3, H, W]."""
-        return self.backbone(pictures)
+        return self.backbone(images)
 
 
 def convert_unchecked(detector: nn.Module, inputs: tuple[Any, ...], path: Path, **options: Any) -> None:
@@ -127,7 +127,7 @@ def backbone(name: str) -> tuple[nn.Module, Tensor]:
     for module in found.modules():
         if isinstance(module, Bottleneck):  # otherwise activations grow from block to block, beyond fp16
             module.bn3.weight.data.fill_(0.2)
-    return found.requires_grad_(False).eval(), torch.rand(1, 3, *_PICTURE)
+    return found.requires_grad_(False).eval(), torch.rand(1, 3, *_IMAGE_SIZE)
 
 
 def tensors_of(result: Any) -> list[Tensor]:
@@ -154,18 +154,18 @@ def candidates(engine: str, precision: str, module: nn.Module, x: Tensor) -> Ite
     is_tf32 = precision == "tf32"
     if engine in ("torch", "compile"):
         own = copy.deepcopy(module).to(DEVICE, _DTYPES[precision])
-        picture = x.to(DEVICE, _DTYPES[precision])
+        image = x.to(DEVICE, _DTYPES[precision])
         if engine == "compile":
             compiled = torch.compile(own)
-            yield Candidate(f"torch.compile {precision}", lambda: compiled(picture), is_tf32)
+            yield Candidate(f"torch.compile {precision}", lambda: compiled(image), is_tf32)
             return
-        yield Candidate(f"eager {precision}", lambda: own(picture), is_tf32)
+        yield Candidate(f"eager {precision}", lambda: own(image), is_tf32)
         frozen = jit.freeze(jit.script(own))
-        yield Candidate(f"TorchScript {precision}", lambda: frozen(picture), is_tf32)
+        yield Candidate(f"TorchScript {precision}", lambda: frozen(image), is_tf32)
         return
     compiled_segment = segment(engine, precision, module, x)
-    picture = x.to(DEVICE)
-    yield Candidate(f"{engine} {precision}", lambda: compiled_segment(picture), is_tf32)
+    image = x.to(DEVICE)
+    yield Candidate(f"{engine} {precision}", lambda: compiled_segment(image), is_tf32)
 
 
 def segment(engine: str, precision: str, module: nn.Module, x: Tensor) -> Any:

@@ -57,23 +57,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Writes the parts and prints the calls to make."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--output", type=Path, default=ROOT / "build" / "gpu_pack", help="for the parts, one folder each"
+        "--output", type=Path, default=ROOT / "build" / "gpu_pack", help="for the parts, one directory each"
     )
     parser.add_argument("--python", default="3.12", metavar="VERSION", help="that machine's")
     parser.add_argument("--part-mib", type=int, default=44, help="the largest part, the checkout not counted")
-    parser.add_argument("--headers", type=Path, help="TensorRT's include/ folder (default: each in third_party/)")
+    parser.add_argument("--headers", type=Path, help="TensorRT's include/ directory (default: each in third_party/)")
     parser.add_argument(
         "--no-library", action="store_true", help="leave out TensorRT-RTX's library: H100, H200 and B200 do not run it"
     )
-    parser.add_argument("--cache", type=Path, help="folder of the compiler cache that tools/gpu_check --keep left")
+    parser.add_argument("--cache", type=Path, help="directory of the compiler cache that tools/gpu_check --keep left")
     options = parser.parse_args(arguments)
     if options.part_mib < 1:
         parser.error("--part-mib: expected at least 1")
     shutil.rmtree(options.output, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder:
-        files = _collect(Path(folder), options.python, options.headers, options.cache)
+    with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as directory:
+        files = _collect(Path(directory), options.python, options.headers, options.cache)
         if not options.no_library:
-            files.append(_library(Path(folder), options.python))
+            files.append(_library(Path(directory), options.python))
         parts = _write_parts(files, options.output, options.part_mib << 20)
     for i, (part, call) in enumerate(zip(parts, _calls(parts), strict=True), 1):
         size = sum(file.stat().st_size for file in part.iterdir()) / (1 << 20)
@@ -91,14 +91,14 @@ def _calls(parts: Sequence[Path]) -> list[str]:
     return calls
 
 
-def _collect(folder: Path, python: str, headers: Path | None, cache: Path | None) -> list[Path]:
+def _collect(directory: Path, python: str, headers: Path | None, cache: Path | None) -> list[Path]:
     """Returns the files to carry: an archive of everything that is small."""
-    tree = folder / "tree"
+    tree = directory / "tree"
     wheels = tree / "wheels"
     wheels.mkdir(parents=True)
     _download(WHEELS, wheels, python)
     if shutil.which("apt-get") and shutil.which("dpkg-deb"):
-        debian = folder / "debian"
+        debian = directory / "debian"
         debian.mkdir()
         subprocess.run(["apt-get", "download", "-q", *DEBIAN], cwd=debian, check=True, capture_output=True)
         for package in sorted(debian.glob("*.deb")):
@@ -114,26 +114,26 @@ def _collect(folder: Path, python: str, headers: Path | None, cache: Path | None
             assert process.stdin is not None
             for piece in sorted(cache.glob("ccache.tar.*")):
                 process.stdin.write(piece.read_bytes())
-    small = folder / "tools.tar.xz"
+    small = directory / "tools.tar.xz"
     subprocess.run(["tar", "-C", str(tree), "-cJf", str(small), "."], check=True)
     return [small]
 
 
-def _download(packages: Sequence[str], folder: Path, python: str) -> None:
+def _download(packages: Sequence[str], directory: Path, python: str) -> None:
     """Downloads wheels for the other machine's Python, without what they depend on."""
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     pip += ["--python-version", python, "--implementation", "cp"]
     pip += [argument for platform in PLATFORMS for argument in ("--platform", platform)]
-    subprocess.run([*pip, "--dest", str(folder), *packages], check=True)
+    subprocess.run([*pip, "--dest", str(directory), *packages], check=True)
 
 
-def _library(folder: Path, python: str) -> Path:
+def _library(directory: Path, python: str) -> Path:
     """Returns the archive of TensorRT-RTX's library, which takes minutes to compress."""
-    _download([LIBRARY], folder, python)
-    library = folder / "library"
-    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+    _download([LIBRARY], directory, python)
+    library = directory / "library"
+    with zipfile.ZipFile(next(directory.glob("*.whl"))) as wheel:
         wheel.extractall(library)
-    packed = folder / "tensorrt_rtx.tar.xz"
+    packed = directory / "tensorrt_rtx.tar.xz"
     tar = ["tar", "-C", str(library), "--use-compress-program", "xz --threads=0 --x86 --lzma2=preset=9e,dict=192MiB"]
     subprocess.run([*tar, "-cf", str(packed), "."], check=True)
     return packed
@@ -153,15 +153,15 @@ def _write_parts(files: Sequence[Path], output: Path, limit: int) -> list[Path]:
             pieces[-1].append((f"{file.name}.{number:02}", piece))
             offset, number, room = offset + len(piece), number + 1, room - len(piece)
     manifest = {name: hashlib.sha256(piece).hexdigest() for part in pieces for name, piece in part}
-    folders = []
+    directories = []
     for i, part in enumerate(pieces, 1):
-        folder = output / str(i)
-        folder.mkdir(parents=True)
+        directory = output / str(i)
+        directory.mkdir(parents=True)
         for name, piece in part:
-            (folder / name).write_bytes(piece)
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-        folders.append(folder)
-    return folders
+            (directory / name).write_bytes(piece)
+        (directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        directories.append(directory)
+    return directories
 
 
 if __name__ == "__main__":

@@ -98,13 +98,13 @@ class Writer:
         temporary.replace(self._path)
 
 
-def run(case: Case, command: Sequence[str], folder: Path, left: float, threads: int) -> Outcome:
+def run(case: Case, command: Sequence[str], directory: Path, left: float, threads: int) -> Outcome:
     """Runs a case.
 
     Args:
         case: The case.
         command: Command of its process. The path that :class:`Writer` writes to is appended.
-        folder: Directory of that file, and of the log of its output.
+        directory: Directory of that file, and of the log of its output.
         left: Remaining budget in seconds.
         threads: Number of threads of each of its processes. Several processes that each use all cores are many times
             slower. It is the same for all cases, because the random weights of torchvision's detectors are scaled by
@@ -114,7 +114,7 @@ def run(case: Case, command: Sequence[str], folder: Path, left: float, threads: 
     if limit < SHORTEST_SECONDS and limit < case.seconds:
         return Outcome([Row(case.name, NOT_RUN, "the time was spent; --minutes gives more", case.engine)], {})
     stem = case.name.replace(" ", "_").replace("/", "_")
-    written, log = folder / f"{stem}.json", folder / f"{stem}.log"
+    written, log = directory / f"{stem}.json", directory / f"{stem}.log"
     written.unlink(missing_ok=True)
     start = time.monotonic()
     temporary = Path(tempfile.mkdtemp(prefix="hybrid_rt_"))  # short, since paths of sockets may be below it

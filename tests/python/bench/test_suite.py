@@ -296,7 +296,7 @@ def test_unrunnable_options_are_refused_before_work(tmp_path: Path) -> None:
     chosen = [Case("eager")]
     with pytest.raises(OptionError, match="rounds: expected at least 1, got 0"):
         run(subject(), chosen, tmp_path, Settings(rounds=0))
-    with pytest.raises(OptionError, match="pictures: expected at least 1, got 0"):
+    with pytest.raises(OptionError, match="images: expected at least 1, got 0"):
         run(subject(count=0), chosen, tmp_path)
 
     class Local(ListDetector):

@@ -110,12 +110,12 @@ def test_a_page_without_markers_is_refused_before_the_long_work(
 # A case in a separate process
 
 
-def fake(tools: SimpleNamespace, folder: Path, program: str, seconds: float = 60.0, left: float = 60.0) -> Any:
+def fake(tools: SimpleNamespace, directory: Path, program: str, seconds: float = 60.0, left: float = 60.0) -> Any:
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
     code += "from pathlib import Path\nfrom tools.gpu.report import Row\nfrom tools.gpu.runner import Writer\n"
     code += f"writer = Writer(Path(sys.argv[1]))\n{program}"
     case = tools.run.Case("a fake case", "tensorrt", seconds)
-    return tools.run.run(case, [sys.executable, "-c", code], folder, left, threads=2)
+    return tools.run.run(case, [sys.executable, "-c", code], directory, left, threads=2)
 
 
 def test_a_case_gives_rows_and_data(tools: SimpleNamespace, tmp_path: Path) -> None:
@@ -190,20 +190,20 @@ def test_every_case_has_an_engine_that_the_page_knows(tools: SimpleNamespace) ->
 # Archives for a machine without a network
 
 
-def packed(folder: Path, limit: int) -> list[Path]:
+def packed(directory: Path, limit: int) -> list[Path]:
     from tools.gpu import pack
 
     archives = []
     for name, size in (("tools.tar.xz", 300), ("library.tar.xz", 3000)):
-        content = folder / name.split(".")[0]
+        content = directory / name.split(".")[0]
         content.write_bytes(bytes(i * i % 251 for i in range(size)))
-        subprocess.run(["tar", "-C", folder, "-cJf", folder / name, content.name], check=True)
-        archives.append(folder / name)
-    return pack._write_parts(archives, folder / "parts", limit)
+        subprocess.run(["tar", "-C", directory, "-cJf", directory / name, content.name], check=True)
+        archives.append(directory / name)
+    return pack._write_parts(archives, directory / "parts", limit)
 
 
-def unpacked(part: Path, folder: Path) -> subprocess.CompletedProcess[str]:
-    return run_tool(sys.executable, "-m", "tools.gpu.unpack", part, folder)
+def unpacked(part: Path, directory: Path) -> subprocess.CompletedProcess[str]:
+    return run_tool(sys.executable, "-m", "tools.gpu.unpack", part, directory)
 
 
 def test_parts_are_put_together_once_all_are_there(tmp_path: Path) -> None:
