@@ -197,8 +197,9 @@ def _layers_of(
 def _files(path: str | os.PathLike[str], directory: str, engine: EngineLayers) -> Mapping[str, Path]:
     written = extract(path, directory, segment=engine.engine, backend=engine.backend)
     own = [file for file in written if f"-{engine.backend}-{engine.precision}" in str(file)]
-    endings = registry.file_endings(engine.backend)
-    return {name: file for name, ending in endings.items() for file in own if str(file).endswith(ending)}
+    endings = sorted(registry.file_endings(engine.backend).items(), key=lambda item: len(item[1]))
+    # A longer ending counts if a file has several, as .head.xml and .xml.
+    return {next(name for name, ending in reversed(endings) if str(file).endswith(ending)): file for file in own}
 
 
 def _filled(shape: Sequence[int], dtype: str) -> Tensor:

@@ -148,10 +148,11 @@ class OpenVINOBackend(QuantizingBackend):
     def layer_times(
         self, files: Mapping[str, Path], precision: str, inputs: Sequence[Tensor], threads: int
     ) -> Sequence[LayerTime]:
-        """Returns the times of OpenVINO's performance counters."""
+        """Returns the times of OpenVINO's performance counters, for the model that runs under the bundle's own head."""
         from .layers import layer_times
 
-        return layer_times(files["xml"], precision, inputs, threads)
+        model = files.get(sizes_only.MODEL_FOR_HEAD, files["xml"])
+        return layer_times(model, files["weights"], precision, inputs, threads)
 
     def whole_graph(self) -> WholeGraph:
         """Returns the way to run a whole detector, converted by OpenVINO."""

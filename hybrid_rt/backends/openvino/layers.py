@@ -16,11 +16,12 @@ _HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 _WARM_UP = 3
 
 
-def layer_times(xml: Path, precision: str, inputs: Sequence[Tensor], threads: int) -> list[LayerTime]:
+def layer_times(xml: Path, weights: Path, precision: str, inputs: Sequence[Tensor], threads: int) -> list[LayerTime]:
     """Runs a model on the CPU as the run half does, with counters.
 
     Args:
-        xml: the model; its weights are beside it.
+        xml: the model.
+        weights: its weights.
         precision: precision of the artifact.
         inputs: inputs of one call.
         threads: number of threads per call.
@@ -30,7 +31,7 @@ def layer_times(xml: Path, precision: str, inputs: Sequence[Tensor], threads: in
     """
     openvino = import_openvino()
     core = openvino.Core()
-    model = core.read_model(str(xml))
+    model = core.read_model(str(xml), str(weights))
     model.reshape({i: openvino.PartialShape(list(tensor.shape)) for i, tensor in enumerate(inputs)})
     operations = {node.get_friendly_name(): _operations(node) for node in model.get_ordered_ops()}
     settings = {

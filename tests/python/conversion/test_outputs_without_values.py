@@ -107,6 +107,15 @@ def stored_blobs(path: Path) -> list[set[str]]:
     return [{blob["name"] for blob in variant["blobs"]} for variant in engine["variants"]]
 
 
+def test_the_profile_shows_the_layers_of_the_model_that_returns_sizes(converted: Converted) -> None:
+    found = hybrid_rt.profile(converted.path, (small_image(),), repeat=1)
+    (engine,) = found.engines
+    assert engine.layers, engine.reason
+    assert not [layer for layer in engine.layers if layer.kind.startswith("Output")][
+        len(stored_blobs(converted.path)) :
+    ]
+
+
 def test_the_levels_are_not_written_and_the_results_are_the_detectors(converted: Converted) -> None:
     assert [engine.name for engine in converted.result.report.engines] == ["backbone+dense"]
     openvino, fallback = stored_blobs(converted.path)
