@@ -25,6 +25,7 @@ from ..common.latency import Latency, benchmark
 from ..common.tensor_tree import tensors_in
 from ..conversion.export.extract import extract
 from ..verification.golden import read as read_golden
+from .protocol import shortened
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,10 @@ def _layers_of(
     else:
         with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as directory:
             files = _files(path, directory, engine)
-            found = compiler.layer_times(files, engine.precision, inputs, threads)
+            try:
+                found = compiler.layer_times(files, engine.precision, inputs, threads)
+            except Exception as error:  # from any vendor's runtime, after the bundle itself has run
+                reason = f"its profiler failed: {shortened(str(error))}"
     if not found:
         return EngineLayers(engine.engine, engine.backend, engine.precision, reason=reason)
     operations = sum(layer.operations for layer in found)

@@ -15,6 +15,7 @@ from helpers.small_detectors import small_detector, small_image
 from hybrid_rt import InputError, OptionError
 from hybrid_rt.backends.base import LayerTime
 from hybrid_rt.backends.onnxruntime.layers import _layers
+from hybrid_rt.backends.openvino.backend import OpenVINOBackend
 from hybrid_rt.bundle.call_parts import profiled_calls
 from hybrid_rt.cli.main import main
 
@@ -120,6 +121,16 @@ def test_an_engine_without_a_profiler_says_so(bundle: Path) -> None:
     assert engine.layers == []
     assert engine.reason == "the vendor has no profiler that Python reaches"
     assert engine.tflops is None
+
+
+def test_a_vendors_profiler_that_fails_leaves_the_rest(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: Any) -> None:
+        raise RuntimeError("Check 'x' failed at core.cpp:84:\nno counters")
+
+    monkeypatch.setattr(OpenVINOBackend, "layer_times", failing)
+    found = hybrid_rt.profile(bundle, repeat=1)
+    assert found.engines[0].reason == "its profiler failed: Check 'x' failed at core.cpp:84:"
+    assert found.parts
 
 
 def test_the_command_prints_tables_or_json_and_writes_a_trace(
