@@ -19,6 +19,20 @@ bool takes_tensors(const torch::jit::Node* node) {
   });
 }
 
+/// Makes a node that creates a tensor from numbers create it on `device`, whether it names a device or none. torch
+/// creates it on the CPU if it names none, where constants that the tensor meets no longer are.
+void move_creation(torch::jit::Graph& graph, torch::jit::Node* node, c10::Device device) {
+  const auto& arguments = node->schema().arguments();
+  for (size_t i = 0; i < node->inputs().size(); ++i) {
+    const auto value = torch::jit::toIValue(node->input(i));
+    if (!value) continue;
+    const bool names_none = value->isNone() && arguments.at(i).name() == "device";
+    if (!names_none && (!value->isDevice() || value->toDevice() == device)) continue;
+    const torch::jit::WithInsertPoint before(node);
+    node->replaceInput(i, graph.insertConstant(device));
+  }
+}
+
 void move_constants(torch::jit::Graph& graph, torch::jit::Block* block, c10::Device device) {
   const std::vector<torch::jit::Node*> nodes(block->nodes().begin(), block->nodes().end());  // a copy
   for (torch::jit::Node* node : nodes) {
@@ -31,12 +45,7 @@ void move_constants(torch::jit::Graph& graph, torch::jit::Block* block, c10::Dev
       node->output()->replaceAllUsesWith(graph.insertConstant(moved));
       node->destroy();
     } else if (node->maybeSchema() != nullptr && !takes_tensors(node)) {
-      for (size_t i = 0; i < node->inputs().size(); ++i) {
-        const auto value = torch::jit::toIValue(node->input(i));
-        if (!value || !value->isDevice() || value->toDevice() == device) continue;
-        const torch::jit::WithInsertPoint before(node);
-        node->replaceInput(i, graph.insertConstant(device));
-      }
+      move_creation(graph, node, device);
     }
   }
 }

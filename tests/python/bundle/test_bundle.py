@@ -69,6 +69,31 @@ def test_moving_creates_new_tensors_on_the_device_and_keeps_other_devices_of_the
     assert torch.device("cpu") in kept
 
 
+class CombinesItsOwn(nn.Module):
+    """Combines a plain tensor attribute with tensors that it creates on no named device, as torchvision's SSD does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pairs = [torch.rand(3, 2)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        shifts = torch.arange(0, x.size(0)) + torch.tensor([0.5, float(x.size(0))])[0]
+        return torch.cat([torch.stack([shifts, shifts], 1), self.pairs[0], torch.zeros(x.size(0), 2)]).to(x.device)
+
+
+def test_moving_creates_tensors_of_no_named_device_where_the_constants_are() -> None:
+    module = jit.freeze(jit.script(CombinesItsOwn().eval()))
+    expected = module(torch.rand(4))
+    _native.move_to(module._c, torch.device("meta"))
+    found = module(torch.rand(4, device="meta"))
+    assert (found.device.type, found.shape) == ("meta", expected.shape)
+    kinds = ("aten::arange", "aten::tensor", "aten::zeros")
+    named = [node for node in jit.nodes_of(module.graph) if node.kind() in kinds]
+    assert len(named) == 3
+    for node in named:
+        assert torch.device("meta") in [each.toIValue() for each in node.inputs() if is_constant(each.node())]
+
+
 def two_of(module: torch.jit.ScriptModule) -> list[Any]:
     nodes = list(jit.nodes_of(module.graph))
     return [next(node for node in nodes if node.kind() == kind) for kind in ("aten::zeros", "aten::to")]
