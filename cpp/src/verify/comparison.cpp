@@ -13,6 +13,7 @@
 #include "hybrid_rt/error.h"
 #include "torchscript/value_tree.h"
 #include "verify/boxes.h"
+#include "verify/near_ties.h"
 
 namespace hybrid_rt {
 namespace {
@@ -91,6 +92,27 @@ double severity_of(const OutputError& error) {
   return std::isnan(error.relative_error) ? std::numeric_limits<double>::infinity() : error.relative_error;
 }
 
+/// Returns the error of each tensor. Rows of detections that differ may have changed places, see near_ties.h.
+std::map<std::string, OutputError> output_errors(const Leaves& wanted, const std::map<std::string, c10::IValue>& had,
+                                                 const Thresholds& thresholds) {
+  std::map<std::string, OutputError> errors;
+  NamedTensors expected;
+  NamedTensors found;
+  bool are_equal = true;
+  for (const auto& [name, leaf] : wanted) {
+    if (!is_tensor(leaf) || !is_tensor(had.at(name))) continue;
+    expected[name] = leaf.toTensor();
+    found[name] = had.at(name).toTensor();
+    errors[name] = output_error(name, expected[name], found[name]);
+    are_equal = are_equal && errors[name].relative_error <= thresholds.relative_error;
+  }
+  if (are_equal) return errors;
+  for (const auto& [name, tensor] : in_expected_order(expected, found, thresholds.relative_error)) {
+    errors[name] = output_error(name, expected[name], tensor);
+  }
+  return errors;
+}
+
 void compare_leaves(Comparison& comparison, const c10::IValue& expected, const c10::IValue& found,
                     const Thresholds& thresholds, const std::string& where) {
   const auto fail = [&](const std::string& text, std::optional<double> severity = std::nullopt) {
@@ -111,10 +133,11 @@ void compare_leaves(Comparison& comparison, const c10::IValue& expected, const c
     fail(": output '" + name + "' expected, none found");
     return;
   }
+  const std::map<std::string, OutputError> errors = output_errors(wanted, by_name, thresholds);
   for (const auto& [name, leaf] : wanted) {
     const c10::IValue& other = by_name.at(name);
     if (is_tensor(leaf) && is_tensor(other)) {
-      const OutputError error = output_error(name, leaf.toTensor(), other.toTensor());
+      const OutputError& error = errors.at(name);
       comparison.outputs.push_back(error);
       if (error.relative_error <= thresholds.relative_error) continue;
       fail(", output '" + name + "': " + error_text(error, thresholds), severity_of(error));

@@ -25,9 +25,9 @@ struct Comparison {
   std::vector<Failure> failures;
 };
 
-/// Compares two results of a detector: boxes if both are detections, otherwise tensor by tensor, by name. `where`
-/// begins each text. Throws Error(kInput) for a result that is not a list of detections and contains anything but
-/// tensors and plain values.
+/// Compares two results of a detector: boxes if both are detections, otherwise tensor by tensor, by name. There, rows
+/// of detections may change places within near-ties, see near_ties.h. `where` begins each text. Throws Error(kInput)
+/// for a result that is not a list of detections and contains anything but tensors and plain values.
 Comparison compare_results(const c10::IValue& expected, const c10::IValue& found, const Thresholds& thresholds,
                            const std::string& where);
 

@@ -90,6 +90,22 @@ TEST_CASE("nested tensors are compared by name") {
   CHECK(other.failures[0] == "here, output 'output.1.b.0': relative error 1 (allowed 0.001), cosine 1.000000");
 }
 
+TEST_CASE("rows of detections in a tuple may change places within near-ties") {
+  const at::Tensor boxes =
+      torch::tensor({{0.0F, 0.0F, 10.0F, 10.0F}, {20.0F, 0.0F, 30.0F, 9.0F}, {5.0F, 5.0F, 9.0F, 9.0F}});
+  const at::Tensor scores = torch::tensor({0.8F, 0.7999F, 0.5F});
+  const auto passed = [&](const std::vector<int64_t>& order, const at::Tensor& found_scores) {
+    const at::Tensor moved = boxes.index_select(0, torch::tensor(order));
+    return hybrid_rt::compare(c10::ivalue::Tuple::create({boxes, scores}),
+                              c10::ivalue::Tuple::create({moved, found_scores}), {}, "here")
+        .passed();
+  };
+  CHECK(passed({1, 0, 2}, torch::tensor({0.8001F, 0.7999F, 0.5F})));
+  CHECK_FALSE(passed({1, 0, 2}, torch::tensor({0.7999F, 0.8F, 0.5F})));  // a recorded order
+  CHECK_FALSE(passed({0, 2, 1}, scores));
+  CHECK_FALSE(passed({1, 0, 2}, torch::tensor({0.81F, 0.7999F, 0.5F})));
+}
+
 TEST_CASE("a different shape, a different dtype and a non-finite number are infinite errors") {
   for (const at::Tensor& found :
        {torch::ones({3}), torch::ones({2}, at::kDouble), torch::tensor({1.0F, INFINITY}), torch::tensor({NAN, 1.0F})}) {

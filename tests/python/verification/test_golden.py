@@ -311,6 +311,27 @@ def test_a_bundle_with_other_boxes_fails_everywhere(
     assert json.loads(done.stdout)["failures"] == [failure]
 
 
+@pytest.mark.parametrize("is_near", [True, False])
+def test_rows_in_another_order_are_judged_alike_everywhere(
+    tuple_bundle: Path, tmp_path: Path, program: str, is_near: bool
+) -> None:
+    scores = read(tuple_bundle).expected[1]
+    gaps = scores[:-1] - scores[1:]
+    i = int((gaps if is_near else -gaps).argmin())
+    order = torch.arange(len(scores))
+    order[i], order[i + 1] = i + 1, i
+
+    def reordered(old: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        between = old[1].clone()
+        if is_near:
+            between[i : i + 2] = old[1][i : i + 2].mean()
+        return old[0][order], between, old[2][order]
+
+    path = with_another_expectation(tuple_bundle, tmp_path / "x.pt", reordered)
+    assert verify_golden(path).passed == is_near
+    assert run(program, path).returncode == (0 if is_near else 7)
+
+
 def test_another_tensor_fails_everywhere(tuple_bundle: Path, tmp_path: Path, program: str) -> None:
     path = with_another_expectation(tuple_bundle, tmp_path / "x.pt", lambda old: (old[0], old[1] * 2, old[2]))
     (failure,) = verify_golden(path).verification.failures
