@@ -235,12 +235,7 @@ std::optional<std::vector<Part>> parts_of(const Group& group, const NamedTensors
     };
     parts = {part(kBoxColumns, kBoxColumns + 1, false), part(kBoxColumns + 1, kColumns, true),
              part(0, kBoxColumns, false)};
-    for (const at::Tensor& side : {a, b}) {
-      const at::Tensor score = side.select(2, kBoxColumns);
-      const at::Tensor label = side.select(2, kBoxColumns + 1);
-      const at::Tensor fits = at::logical_and(at::logical_and(score >= 0, score <= 1), label == label.round());
-      if (!fits.all().item<bool>()) return std::nullopt;
-    }
+    if (!holds_detections(a) || !holds_detections(b)) return std::nullopt;
   } else {
     for (const std::string& name : group.names) {
       const at::Tensor& a = expected.at(name);
@@ -260,6 +255,13 @@ std::optional<std::vector<Part>> parts_of(const Group& group, const NamedTensors
 }
 
 }  // namespace
+
+bool holds_detections(const at::Tensor& tensor) {
+  if (!is_real(tensor) || tensor.dim() < 2 || tensor.dim() > 3 || tensor.size(-1) != kColumns) return false;
+  const at::Tensor score = tensor.select(-1, kBoxColumns);
+  const at::Tensor label = tensor.select(-1, kBoxColumns + 1);
+  return at::logical_and(at::logical_and(score >= 0, score <= 1), label == label.round()).all().item<bool>();
+}
 
 NamedTensors in_expected_order(const NamedTensors& expected, const NamedTensors& found, double limit) {
   NamedTensors moved;

@@ -10,6 +10,10 @@ namespace hybrid_rt {
 /// Tensors of a result by the keys and indices that lead to them, joined by dots.
 using NamedTensors = std::map<std::string, at::Tensor>;
 
+/// Returns true for rows of detections in one tensor, [n, 6] or [b, n, 6]: a box, a score in 0..1, and a label, which
+/// is a whole number.
+bool holds_detections(const at::Tensor& tensor);
+
 /// Moves rows that changed places within near-ties back to the expected places.
 ///
 /// Detections in other containers than a list of dicts are tensors with one row per box: scores [n] or [b, n], boxes

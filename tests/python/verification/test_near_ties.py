@@ -257,3 +257,40 @@ def test_random_rows_are_judged_as_by_all_orders() -> None:
         moved += verdict and bool((expected[2] != found[2]).any())
     assert 40 < sum(verdicts) < 360
     assert moved > 20
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (1, 6, 6), (2, 3, 6)])
+@pytest.mark.parametrize(
+    ("change", "is_equal"),
+    [
+        ((0, 3, 0.05), True),  # of a coordinate up to 120
+        ((0, 3, 0.5), False),
+        ((3, 4, 5e-4), True),
+        ((3, 4, 0.02), False),  # a hundredth of what a coordinate may be off by
+        ((1, 5, 1.0), False),
+    ],
+    ids=["box", "wrong box", "score", "wrong score", "wrong label"],
+)
+def test_each_field_of_rows_in_one_tensor_is_judged_by_its_own_size(
+    shape: tuple[int, ...], change: tuple[int, int, float], is_equal: bool
+) -> None:
+    expected = columns(*detections())
+    expected[:, 5] += 80
+    found = expected.clone()
+    row, column, off = change
+    found[row, column] += off
+    assert (failures(expected.view(shape), found.view(shape)) == []) == is_equal
+
+
+def test_coordinates_within_one_are_judged_beside_large_labels() -> None:
+    expected = columns(*detections())
+    expected[:, :4] /= 200
+    expected[:, 5] += 80
+    found = expected.clone()
+    found[0, 0] += 0.05
+    assert failures(expected, found)
+
+
+def test_other_tensors_with_six_columns_are_judged_as_a_whole() -> None:
+    expected = torch.tensor([[500.0, 1.0, 2.0, 3.0, 4.5, 0.5]] * 3)
+    assert not failures(expected, expected + 0.1)
