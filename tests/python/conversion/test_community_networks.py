@@ -31,17 +31,19 @@ class Expected:
         sizes: Sizes of images that the conversion did not see.
         head: The method with which the head is captured.
         coverage: The minimum share of the counted work that is in engines.
+        most_moved: The number of rows that may change places, because their scores are equal but for rounding.
     """
 
     sizes: tuple[tuple[int, int], ...] = SIZES
     head: str = "script"
     coverage: float = 0.9
+    most_moved: int = 0
 
 
 DETECTORS: dict[type[nn.Module], Expected] = {
     community_networks.Craft: Expected(((64, 64), (96, 48), (42, 110))),
     community_networks.YoloEight: Expected(),
-    community_networks.YoloX: Expected(head="export", coverage=0.3),
+    community_networks.YoloX: Expected(head="export", coverage=0.3, most_moved=8),
     community_networks.Yolos: Expected(),
     community_networks.RtDetr: Expected(),
     community_networks.Fcos: Expected(ANY_SIZE, "export", 0.8),
@@ -50,6 +52,16 @@ DETECTORS: dict[type[nn.Module], Expected] = {
     community_networks.VitDet: Expected(),
 }
 """These become one engine each."""
+
+
+def in_order(found: Tensor, wanted: Tensor, most_moved: int) -> Tensor:
+    """Returns rows at the places of the rows that they equal, if few have changed places."""
+    if not most_moved or wanted.dim() != 2 or wanted.shape != found.shape:
+        return found
+    partners = torch.cdist(wanted.double(), found.double(), p=float("inf")).argmin(1)
+    assert len(partners.unique()) == len(partners)
+    assert int((partners != torch.arange(len(partners))).sum()) <= most_moved
+    return found[partners]
 
 
 def leaves(value: Any) -> list[Tensor]:
@@ -74,7 +86,7 @@ def test_it_converts_with_defaults_and_is_equal_at_unseen_sizes(kind: type[nn.Mo
         wanted, found = leaves(detector(image)), leaves(hybrid(image))
         assert len(wanted) == len(found) > 0
         for one, other in zip(wanted, found, strict=True):
-            torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(in_order(other, one, expected.most_moved), one, rtol=1e-3, atol=1e-3)
 
 
 def assert_equal_in_cpp(path: Path) -> None:
