@@ -201,9 +201,11 @@ def _layers_of(
 def _files(path: str | os.PathLike[str], directory: str, engine: EngineLayers) -> Mapping[str, Path]:
     written = extract(path, directory, segment=engine.engine, backend=engine.backend)
     own = [file for file in written if f"-{engine.backend}-{engine.precision}" in str(file)]
-    endings = sorted(registry.file_endings(engine.backend).items(), key=lambda item: len(item[1]))
-    # A longer ending counts if a file has several, as .head.xml and .xml.
-    return {next(name for name, ending in reversed(endings) if str(file).endswith(ending)): file for file in own}
+    # The longest ending counts if a file has several, as .head.xml and .xml; a blob that the backend does not list has
+    # none.
+    longest_last = sorted(registry.file_endings(engine.backend).items(), key=lambda item: len(item[1]))
+    names = {file: [name for name, ending in longest_last if str(file).endswith(ending)] for file in own}
+    return {found[-1]: file for file, found in names.items() if found}
 
 
 def _filled(shape: Sequence[int], dtype: str) -> Tensor:

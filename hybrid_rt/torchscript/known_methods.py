@@ -354,7 +354,7 @@ class DefaultBoxMethods:
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
         """Replaces ``forward``: computes the anchors of an image in one operator, on the CPU as torchvision does.
 
-        ``load(device="cuda")`` moves the pairs, which torchvision then could not concatenate with its centres.
+        The pairs may be on another device, because ``load(device="cuda")`` moves them.
         """
         if feature_maps[0].dtype != torch.float32:
             return self.composed_forward(image_list, feature_maps)

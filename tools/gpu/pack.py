@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--part-mib: expected at least 1")
     shutil.rmtree(options.output, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as directory:
-        files = _collect(Path(directory), options.python, options.headers, options.cache)
+        files = [_collect(Path(directory), options.python, options.headers, options.cache)]
         if not options.no_library:
             files.append(_library(Path(directory), options.python))
         parts = _write_parts(files, options.output, options.part_mib << 20)
@@ -91,8 +91,8 @@ def _calls(parts: Sequence[Path]) -> list[str]:
     return calls
 
 
-def _collect(directory: Path, python: str, headers: Path | None, cache: Path | None) -> list[Path]:
-    """Returns the files to carry: an archive of everything that is small."""
+def _collect(directory: Path, python: str, headers: Path | None, cache: Path | None) -> Path:
+    """Returns the archive of everything that is small."""
     tree = directory / "tree"
     wheels = tree / "wheels"
     wheels.mkdir(parents=True)
@@ -116,7 +116,7 @@ def _collect(directory: Path, python: str, headers: Path | None, cache: Path | N
                 process.stdin.write(piece.read_bytes())
     small = directory / "tools.tar.xz"
     subprocess.run(["tar", "-C", str(tree), "-cJf", str(small), "."], check=True)
-    return [small]
+    return small
 
 
 def _download(packages: Sequence[str], directory: Path, python: str) -> None:

@@ -26,7 +26,7 @@ void move_creation(torch::jit::Graph& graph, torch::jit::Node* node, c10::Device
   for (size_t i = 0; i < node->inputs().size(); ++i) {
     const auto value = torch::jit::toIValue(node->input(i));
     if (!value) continue;
-    const bool names_none = value->isNone() && arguments.at(i).name() == "device";
+    const bool names_none = value->isNone() && i < arguments.size() && arguments[i].name() == "device";
     if (!names_none && (!value->isDevice() || value->toDevice() == device)) continue;
     const torch::jit::WithInsertPoint before(node);
     node->replaceInput(i, graph.insertConstant(device));

@@ -94,6 +94,21 @@ def test_moving_creates_tensors_of_no_named_device_where_the_constants_are() -> 
         assert torch.device("meta") in [each.toIValue() for each in node.inputs() if is_constant(each.node())]
 
 
+class Describes(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        """Calls an operator with more arguments than its schema names, one of them None."""
+        if x.size(0) > 9:
+            raise ValueError("{} rows, limit {}, by {}".format(x.size(0), 9, None))  # noqa: UP032
+        return x
+
+
+def test_moving_keeps_calls_with_any_number_of_arguments() -> None:
+    module = jit.freeze(jit.script(Describes().eval()))
+    assert "aten::format" in {node.kind() for node in jit.nodes_of(module.graph)}
+    _native.move_to(module._c, torch.device("meta"))
+    assert module(torch.rand(2, device="meta")).shape == (2,)
+
+
 def two_of(module: torch.jit.ScriptModule) -> list[Any]:
     nodes = list(jit.nodes_of(module.graph))
     return [next(node for node in nodes if node.kind() == kind) for kind in ("aten::zeros", "aten::to")]
