@@ -61,7 +61,7 @@ def _prepare(job: dict[str, Any]) -> dict[str, Any]:
             engine=[f"{job['engine']}:{job['precision']}"],
             device=job.get("device", "cpu"),
             calibration_data=[([image],) for image in calibration],
-            options=_options(job),
+            options={job["engine"]: job["int8_options"]} if job.get("int8_options") else None,
             fallback=False,
             verify=False,  # whatever it finds is compared with eager's, and shown
             golden=False,
@@ -69,12 +69,6 @@ def _prepare(job: dict[str, Any]) -> dict[str, Any]:
         ).report
         segments = [name for engine in report.engines for name in engine.members]
     return {"seconds": time.perf_counter() - start, "segments": segments}
-
-
-def _options(job: dict[str, Any]) -> dict[str, dict[str, float]] | None:
-    if job["precision"] != "int8" or job.get("int8_seconds") is None:
-        return None
-    return {job["engine"]: {"int8_seconds": job["int8_seconds"]}}
 
 
 if __name__ == "__main__":

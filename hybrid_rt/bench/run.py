@@ -10,7 +10,7 @@ import random
 import sys
 import sysconfig
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
@@ -71,7 +71,7 @@ class Settings:
             others.
         fixed_sizes: compile the hybrids only for the images' sizes, instead of all that the detector supports.
         device: device for all cases, "cpu" or "cuda"; the images are moved there before the timing starts.
-        int8_seconds: time for the search of layers that stay in fp32, per engine in int8; None: the engines' default.
+        int8_options: options of the engines for int8, such as ``int8_seconds``; a missing one has the engines' default.
     """
 
     rounds: int = 20
@@ -80,7 +80,7 @@ class Settings:
     segments: str | list[str] = "auto"
     fixed_sizes: bool = False
     device: str = "cpu"
-    int8_seconds: float | None = None
+    int8_options: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -292,11 +292,9 @@ class _Run:
     def _prepare(self, case: Case, options: dict[str, Any]) -> tuple[Result, list[str]]:
         result = Result(self._subject.name, case)
         path = self._path(case)
-        job = self._job(case) | {
-            "detector": str(self._detector),
-            "int8_seconds": self._settings.int8_seconds,
-            **options,
-        }
+        job = self._job(case) | {"detector": str(self._detector), **options}
+        if case.precision == "int8":
+            job["int8_options"] = dict(self._settings.int8_options)
         made = self._directory / f"made_{case.file}.json"
         answer = _answer_of_before(made, job) if path.exists() else None
         if answer is None:

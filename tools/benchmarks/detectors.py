@@ -14,6 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 from hybrid_rt.backends import registry
+from hybrid_rt.backends.quantization import options as int8_options
 from hybrid_rt.backends.selection import DEVICES
 from hybrid_rt.bench.cases import RUNTIMES, cases
 from hybrid_rt.bench.results import run_all
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--warm-up", type=int, default=2)
     parser.add_argument("--int8-seconds", type=float, help="for the search of layers that stay in fp32, per engine")
+    parser.add_argument("--int8-max-error", type=float, help="largest relative error of an output in int8")
     parser.add_argument("--files", type=Path, help="directory that keeps the prepared files for a later run")
     parser.add_argument("--prepare-only", action="store_true", help="make the files of --files, and measure nothing")
     parser.add_argument("--output", type=Path, default=ROOT / "out" / "bench")
@@ -69,7 +71,7 @@ def main() -> None:
         threads=options.threads,
         fixed_sizes=options.fixed_sizes,
         device=options.device,
-        int8_seconds=options.int8_seconds,
+        int8_options={name: value for name in int8_options.DEFAULTS if (value := getattr(options, name)) is not None},
     )
     if options.prepare_only:
         if options.files is None:

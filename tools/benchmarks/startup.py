@@ -1,18 +1,14 @@
-"""Measures memory and time of loading a bundle, by parts, and the first calls with and without warm-up.
+"""Measures in C++ the memory and time of loading a bundle, by parts, and the first calls with and without warm-up.
 
-Each figure comes from a separate process. Resident memory is VmRSS; the peak is VmHWM, which is reset before load().
-"vendor's library" is what remains after a bundle with a single small convolution was loaded and run on the same engine.
-The memory limit is relative to the bytes of the variant that runs.
+Each row comes from a separate process without Python. Resident memory is VmRSS; the peak is VmHWM, which is reset
+before load(). "vendor's library" is what remains after a bundle with a single small convolution was loaded and run on
+the same engine. "of engine" is relative to the bytes of the variant that runs.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -24,46 +20,8 @@ from torch import nn
 
 import hybrid_rt
 from hybrid_rt.bundle.archive import read_manifest
-
-_PROCESS = """
-import json, sys, time
-import torch, hybrid_rt
 from tools.benchmarks.bundle_inputs import inputs_of
-
-path, small, threads, warm_up, repeat = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4] == "1", int(sys.argv[5])
-torch.set_num_threads(threads)
-
-def status(name):
-    with open("/proc/self/status") as lines:
-        return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
-
-def call(module, inputs):
-    start, cpu = time.perf_counter(), time.process_time()
-    module(*inputs)
-    return (time.perf_counter() - start) * 1e3, (time.process_time() - cpu) * 1e3
-
-found = {}
-with torch.inference_mode():
-    torch.ones(8, 8) @ torch.ones(8, 8)
-    found["libtorch"] = status("VmRSS")
-    kept = hybrid_rt.load(small)
-    kept(*inputs_of(small))
-    found["library"] = status("VmRSS")
-    inputs = inputs_of(path)
-    image = inputs[0][0] if isinstance(inputs[0], (list, tuple)) else inputs[0]
-    sizes = [tuple(image.shape[-2:])] if warm_up else []
-    found["before"] = status("VmRSS")
-    with open("/proc/self/clear_refs", "w") as refs:
-        refs.write("5")
-    start = time.perf_counter()
-    module = hybrid_rt.load(path, warm_up=sizes)
-    found["load_ms"] = (time.perf_counter() - start) * 1e3
-    found["loaded"], found["peak"] = status("VmRSS"), status("VmHWM")
-    times = [call(module, inputs) for _ in range(repeat + 2)]
-    found["run"] = status("VmRSS")
-found["calls"] = times
-print(json.dumps(found))
-"""
+from tools.benchmarks.native import run
 
 
 def main() -> None:
@@ -75,8 +33,8 @@ def main() -> None:
     options = parser.parse_args()
     table = Table(title=f"MiB and ms, {options.threads} threads")
     for heading in (
-        "bundle", "engine", "libtorch and Python", "+ vendor's library", "+ load", "of engine", "peak of load",
-        "of engine", "+ calls", "load ms", "warm up", "first call", "steady", "ratio, CPU time",
+        "bundle", "engine", "libtorch", "+ vendor's library", "+ load", "of engine", "peak of load",
+        "of engine", "+ calls", "load ms", "warm up", "first call", "steady", "ratio", "of CPU time",
     ):  # fmt: skip
         table.add_column(heading, justify="left" if heading in ("bundle", "warm up") else "right")
     with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as directory:
@@ -104,15 +62,15 @@ def _small(directory: Path, like: Path) -> Path:
 
 
 def _measured(path: Path, small: Path, options: argparse.Namespace, warm_up: bool) -> dict[str, Any]:
-    arguments = [path, small, options.threads, int(warm_up), options.repeat]
-    done = subprocess.run(
-        [sys.executable, "-c", _PROCESS, *map(str, arguments)], capture_output=True, text=True, check=False,
-        env=os.environ,
+    inputs = [small.with_suffix(f".{name}.inputs") for name in ("bundle", "small")]
+    arguments = inputs_of(path)
+    torch.save(arguments, inputs[0])
+    torch.save(inputs_of(small), inputs[1])
+    image = arguments[0][0] if isinstance(arguments[0], (list, tuple)) else arguments[0]
+    height, width = image.shape[-2:] if warm_up else (0, 0)
+    return run(
+        "bench_startup", path, inputs[0], small, inputs[1], height, width, options.threads, options.repeat
     )  # fmt: skip
-    if done.returncode:
-        sys.exit(done.stderr)
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
 
 
 def _row(path: Path, warm_up: bool, found: dict[str, Any]) -> list[str]:
@@ -135,6 +93,7 @@ def _row(path: Path, warm_up: bool, found: dict[str, Any]) -> list[str]:
         "yes" if warm_up else "no",
         f"{first[0]:.0f}",
         f"{wall:.0f}",
+        f"{first[0] / wall:.2f}",
         f"{first[1] / cpu:.2f}",
     ]
 

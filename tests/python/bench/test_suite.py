@@ -112,12 +112,12 @@ def test_int8_is_calibrated_on_separate_images(tmp_path: Path, monkeypatch: pyte
     pytest.importorskip("nncf")
     chosen = cases(["openvino:int8"], runtimes=["eager", "hybrid-cpp", "whole"])
     given = Subject("small", small, images(1), calibration=images(4)[1:])
-    results = run(given, chosen, tmp_path, Settings(rounds=1, warm_up=0, threads=1, int8_seconds=5))
+    results = run(given, chosen, tmp_path, Settings(rounds=1, warm_up=0, threads=1, int8_options={"int8_seconds": 5}))
     assert [result.failure for result in results] == ["", "", ""]
     assert [result.case.precision for result in results] == ["fp32", "int8", "int8"]
     assert 'type="FakeQuantize"' in (tmp_path / "whole_openvino_int8.pt" / "xml").read_text()
     made = (tmp_path / "hybrid_openvino_int8.pt").stat().st_mtime_ns
-    again = prepare(given, chosen, tmp_path, Settings(rounds=3, warm_up=0, threads=1, int8_seconds=5))
+    again = prepare(given, chosen, tmp_path, Settings(rounds=3, warm_up=0, threads=1, int8_options={"int8_seconds": 5}))
     assert [result.failure for result in again] == ["", "", ""]
     assert (tmp_path / "hybrid_openvino_int8.pt").stat().st_mtime_ns == made
     monkeypatch.setattr(bench_run._Run, "_made", lambda *_: {"seconds": 7.0, "segments": []})
