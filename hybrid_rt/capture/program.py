@@ -25,7 +25,9 @@ from .derived_shapes import second_shapes, tile_to_shape
 from .export_conditions import holds
 from .exported_segment import ExportedSegment, exported_segment
 from .observe import Observation, observe, structures_of
-from .wide_numbers import FLOAT_SIZES
+from .wide_integers import wide_integers
+
+_FLOAT_SIZES = "sizes computed from fractions, as floats of 64 bits"
 
 Ranges = Sequence[tuple[int, int]]
 """(min, max) of each dimension of a tensor."""
@@ -194,9 +196,12 @@ class Program:
 
     def wide_numbers(self) -> str:
         """Returns the operation that needs 64-bit numbers, with its line; empty if there is none."""
-        from .wide_numbers import wide_numbers  # which knows programs
-
-        return wide_numbers(self)
+        for spec in (*self.inputs, *self.outputs):
+            if spec.dtype == "float64":
+                return f"'{spec.name}' in float64"
+        if self.has_float_sizes:
+            return _FLOAT_SIZES
+        return wide_integers(self.run, (call.inputs for call in self.calls), [spec.name for spec in self.outputs])
 
     def onnx(self) -> bytes:
         """Returns the traced module as a serialized ONNX model with its weights (:func:`onnx_export.export_to_onnx`).
@@ -209,7 +214,7 @@ class Program:
                 "capture",
                 f"segment '{self.name}'",
                 expected="sizes that ONNX computes as torch does",
-                got=FLOAT_SIZES,
+                got=_FLOAT_SIZES,
                 remedy="Compute them in the detector and pass them on, or use an engine with 64-bit arithmetic "
                 "(aot_inductor, torchscript).",
                 code="dtype-not-in-engine",

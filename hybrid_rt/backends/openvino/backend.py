@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import re
 import tempfile
@@ -155,10 +156,12 @@ class OpenVINOBackend(QuantizingBackend):
         return layer_times(model, files["weights"], precision, inputs, threads)
 
     def whole_graph(self) -> WholeGraph:
-        """Returns the way to run a whole detector, converted by OpenVINO."""
+        """Returns the way to run a whole detector, converted by OpenVINO without our rewrites, as its users do."""
         from .whole_graph import OpenVINOWholeGraph
 
-        return OpenVINOWholeGraph(self)
+        unrewritten = copy.copy(self)
+        unrewritten.rewrites_graph = False
+        return OpenVINOWholeGraph(unrewritten)
 
 
 def _partial_shape(spec: TensorSpec) -> Any:

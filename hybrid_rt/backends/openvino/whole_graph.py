@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ...capture.program import capture_alone
+from ..base import Backend
 from ..whole_graph import Call, WholeDetector, WholeGraph
 from .vendor import import_nncf, import_openvino
-
-if TYPE_CHECKING:
-    from .backend import OpenVINOBackend
 
 _HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 """Inference precision of each precision. In int8, operations that NNCF does not quantise are computed in f32."""
@@ -39,14 +36,13 @@ class OpenVINOWholeGraph(WholeGraph):
 
     precisions: ClassVar[tuple[str, ...]] = tuple(_HINTS)
 
-    def __init__(self, backend: OpenVINOBackend) -> None:
-        """Copies the backend and switches off our rewrites of the graph, which OpenVINO's users do not have.
+    def __init__(self, backend: Backend) -> None:
+        """Initialises it.
 
         Args:
-            backend: The backend that compiles the detector.
+            backend: The backend that compiles the detector, without our rewrites of the graph.
         """
-        self._backend = copy.copy(backend)
-        self._backend.rewrites_graph = False
+        self._backend = backend
 
     def build(self, whole: WholeDetector, precision: str, directory: Path) -> None:
         """Compiles the detector and writes each blob of the artifact as a file."""

@@ -20,7 +20,6 @@ from hybrid_rt.backends import registry
 from hybrid_rt.capture.program import Program, capture_alone
 from hybrid_rt.capture.size_checks import right_at_sizes
 from hybrid_rt.capture.size_samples import Effort
-from hybrid_rt.capture.wide_numbers import wide_numbers
 from hybrid_rt.torchscript import jit
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
@@ -178,7 +177,7 @@ def test_sizes_from_fractions_are_left_to_engines_of_64_bits() -> None:
     program = right_at_sizes(program_of(scaled, (32, 48), (48, 40)), Effort())
     assert program.by_export
     assert program.has_float_sizes
-    assert wide_numbers(program) == "sizes computed from fractions, as floats of 64 bits"
+    assert program.wide_numbers() == "sizes computed from fractions, as floats of 64 bits"
     with pytest.raises(CaptureError, match="expected sizes that ONNX computes as torch does"):
         program.onnx()
 

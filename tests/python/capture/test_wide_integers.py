@@ -14,7 +14,6 @@ import hybrid_rt
 from helpers.small_detectors import Alone
 from hybrid_rt import BackendError
 from hybrid_rt.capture.program import Program, capture_alone
-from hybrid_rt.capture.wide_numbers import wide_numbers
 
 FEATURES = torch.rand(2, 6, generator=torch.Generator().manual_seed(0))
 HASHES = torch.tensor([2**45 + 7, 3, -(2**50)])
@@ -54,7 +53,7 @@ def program_of(function: Callable[..., Any], x: Tensor = FEATURES, whole: Tensor
     ],
 )
 def test_wide_numbers_are_found(function: Callable[..., Any]) -> None:
-    found = wide_numbers(program_of(function))
+    found = program_of(function).wide_numbers()
     assert "int64" in found or "float64" in found
 
 
@@ -75,7 +74,7 @@ def test_wide_numbers_are_found(function: Callable[..., Any]) -> None:
     ],
 )
 def test_indices_and_masks_are_small(function: Callable[..., Any]) -> None:
-    assert wide_numbers(program_of(function)) == ""
+    assert program_of(function).wide_numbers() == ""
 
 
 def runs_of(function: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> int:
@@ -85,7 +84,7 @@ def runs_of(function: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> in
     runs: list[int] = []
     run = Program.run
     monkeypatch.setattr(Program, "run", lambda self, inputs: runs.append(1) or run(self, inputs))
-    assert wide_numbers(program) == ""
+    assert program.wide_numbers() == ""
     return len(runs)
 
 
@@ -109,7 +108,7 @@ def test_memory_has_no_values_before_it_is_written(value: int, is_wide: bool) ->
     program = program_of(lambda x, n: (x, torch.empty(6, dtype=torch.int64).fill_(value)))
     torch.use_deterministic_algorithms(True)  # fills new memory with the largest value
     try:
-        assert bool(wide_numbers(program)) == is_wide
+        assert bool(program.wide_numbers()) == is_wide
     finally:
         torch.use_deterministic_algorithms(False)
 
@@ -125,7 +124,7 @@ def test_memory_has_no_values_before_it_is_written(value: int, is_wide: bool) ->
     ],
 )
 def test_whole_numbers_that_openvino_computes_otherwise(function: Callable[..., Any]) -> None:
-    found = wide_numbers(program_of(function))
+    found = program_of(function).wide_numbers()
     assert "rounds to zero" in found or "in float32" in found
 
 
@@ -141,12 +140,12 @@ def test_whole_numbers_that_openvino_computes_otherwise(function: Callable[..., 
     ],
 )
 def test_whole_numbers_that_it_computes_as_torch_does(function: Callable[..., Any]) -> None:
-    assert wide_numbers(program_of(function)) == ""
+    assert program_of(function).wide_numbers() == ""
 
 
 @pytest.mark.parametrize("kind", [torch.int32, torch.uint8])
 def test_narrow_whole_numbers_are_free(kind: torch.dtype) -> None:
-    assert wide_numbers(program_of(lambda x, n: x + n, whole=WHOLE.to(kind))) == ""
+    assert program_of(lambda x, n: x + n, whole=WHOLE.to(kind)).wide_numbers() == ""
 
 
 @pytest.mark.parametrize("function", [lambda x, n: x + (n - 3), lambda x, n: (x.double() * n).float()])

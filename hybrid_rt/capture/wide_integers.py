@@ -1,8 +1,9 @@
-"""Finds 64-bit numbers in a segment, for engines that compute with 32 bits and overflow without an error."""
+"""Finds 64-bit integers in a segment, for engines that compute with 32 bits and overflow without an error."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,11 +11,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..common.tensor_tree import tensors_in
 from .side_effects import user_line
-
-if TYPE_CHECKING:
-    from .program import Program
-
-FLOAT_SIZES = "sizes computed from fractions, as floats of 64 bits"
 
 _SMALL = 2**24
 """Integers that a segment computes from floats, such as indices, count as small if no recorded one exceeds this."""
@@ -106,22 +102,26 @@ _UNSET = {"aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_e
 _ZERO_TESTS = {"aten::eq", "aten::ne"}
 
 
-def wide_numbers(program: Program) -> str:
-    """Returns the first 64-bit computation of a segment, with its source line; empty if there is none.
+def wide_integers(
+    run: Callable[[Sequence[Tensor]], Sequence[Tensor]],
+    calls: Iterable[tuple[Tensor, ...]],
+    outputs: Sequence[str],
+) -> str:
+    """Returns the first computation of a segment with 64-bit integers, with its source line; empty if there is none.
 
     Indices of any origin count as small. Integers that the segment receives, such as timestamps, may have any value,
     whatever the example's are. Integers computed from floats are judged by the recorded calls.
+
+    Args:
+        run: Runs the segment in torch.
+        calls: Inputs of the recorded calls.
+        outputs: Names of the outputs.
     """
-    for spec in (*program.inputs, *program.outputs):
-        if spec.dtype == "float64":
-            return f"'{spec.name}' in float64"
-    if program.has_float_sizes:
-        return FLOAT_SIZES
-    for call in program.calls:
-        watch = _Watch(call.inputs)
+    for inputs in calls:
+        watch = _Watch(inputs)
         with watch:
-            outputs = program.run(call.inputs)
-        watch.see_results(outputs, [spec.name for spec in program.outputs])
+            results = run(inputs)
+        watch.see_results(results, outputs)
         if watch.finding or not watch.depends_on_values:
             return watch.finding
     return ""
@@ -149,7 +149,7 @@ class _Watch(TorchDispatchMode):
         """
         return self._uses_made
 
-    def see_results(self, outputs: tuple[Tensor, ...], names: list[str]) -> None:
+    def see_results(self, outputs: Sequence[Tensor], names: Sequence[str]) -> None:
         for tensor, name in zip(outputs, names, strict=True):
             self._uses_made = self._uses_made or id(tensor) in self._made
             if not self.finding and id(tensor) in self._given:
