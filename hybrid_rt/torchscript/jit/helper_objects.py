@@ -35,11 +35,16 @@ def use_modules_for_objects(detector: nn.Module) -> bool:
         if isinstance(module, torch.jit.ScriptModule):
             continue
         for name, value in list(vars(module).items()):
-            replaced = None if name in _OWN else _replaced(value, made)
+            replaced = None if name in _OWN or not _can_be_child(module, name) else _replaced(value, made)
             if replaced is not None:
                 delattr(module, name)
                 module.add_module(name, replaced)
     return bool(made)
+
+
+def _can_be_child(module: nn.Module, name: str) -> bool:
+    """Returns true unless the attribute hides one of the class, such as ``forward``, or has a dot in its name."""
+    return "." not in name and not hasattr(type(module), name)
 
 
 def _replaced(value: Any, made: dict[int, nn.Module]) -> nn.Module | None:
@@ -56,7 +61,14 @@ def _is_helper(value: Any) -> bool:
     owner = type(value)
     if isinstance(value, _NOT_HELPERS) or owner.__module__ == "torch" or owner.__module__.startswith("torch."):
         return False
+    if callable(value) and not isinstance(_call_of(owner), FunctionType):
+        return False  # a bound method or functools.partial, whose code TorchScript can't read
     return hasattr(value, "__dict__") and not isinstance(value, (int, float, str, list, tuple, dict, set))
+
+
+def _call_of(owner: type) -> Any:
+    """Returns what the class defines or inherits as ``__call__``; None if its objects can't be called."""
+    return next((vars(base)["__call__"] for base in owner.__mro__ if "__call__" in vars(base)), None)
 
 
 def _module_of(value: Any, made: dict[int, nn.Module]) -> nn.Module:
@@ -70,7 +82,7 @@ def _module_of(value: Any, made: dict[int, nn.Module]) -> nn.Module:
         for name, member in vars(base).items()
         if isinstance(member, (FunctionType, staticmethod)) and not name.startswith("__")
     }
-    call = next((vars(base)["__call__"] for base in owner.__mro__ if "__call__" in vars(base)), None)
+    call = _call_of(owner)
     forward = _named_forward(call) if isinstance(call, FunctionType) else _never_called
     made_class: Any = type(
         owner.__name__, (nn.Module,), {**methods, "forward": forward, "__module__": owner.__module__}

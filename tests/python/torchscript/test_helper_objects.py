@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,3 +145,23 @@ def test_what_torchscript_reads_stays_as_it_is() -> None:
     before = dict(vars(detector))
     assert not use_modules_for_objects(detector)
     assert vars(detector) == before
+
+
+@pytest.mark.parametrize("function", [functools.partial(torch.clamp, min=0.0), Coder().decode, torch.tensor(1.0).add])
+def test_a_callable_that_is_no_object_of_python_code_stays_as_it_is(function: Any) -> None:
+    """A module in its place would do nothing when it is called."""
+    detector = nn.Module()
+    detector.activation = function
+    assert not use_modules_for_objects(detector)
+    assert detector.activation is function
+
+
+def test_an_object_in_place_of_a_method_stays_as_it_is(tmp_path: Path) -> None:
+    detector = made(WithObjects)
+    detector.forward = functools.partial(detector.forward)
+    with pytest.raises(hybrid_rt.CaptureError, match=r"'functools\.partial' object") as caught:
+        converted(detector, tmp_path / "a.pt")
+    assert caught.value.code == "head-not-scriptable"
+    detector.forward = Coder()
+    use_modules_for_objects(detector)
+    assert isinstance(detector.forward, Coder)
