@@ -22,6 +22,7 @@ from ..quantization.backend import QuantizingBackend
 from ..quantization.record import BLOB
 from ..whole_graph import WholeGraph
 from . import int8, sizes_only
+from .group_norm import normalise_by_channels
 from .keep_nan import keep_nan
 from .pixel_order import keep_pixels_together
 from .vendor import import_openvino
@@ -111,6 +112,8 @@ class OpenVINOBackend(QuantizingBackend):
             )
             record = {BLOB: quantization.to_blob()}
             versions |= {"nncf": importlib.metadata.version("nncf"), "int8": quantization.summary}
+        if self.rewrites_graph:
+            normalise_by_channels(model)  # after NNCF, which would quantise the new operators
         with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as directory:
             xml = Path(directory) / "segment.xml"
             openvino.save_model(model, str(xml), compress_to_fp16=precision == "bf16")
