@@ -74,11 +74,15 @@ def _classified(classifiers: Iterable[str]) -> str:
 
 def parts_of_files(files: Iterable[Path]) -> tuple[list[Part], list[Path]]:
     """Returns the packages that files come from, and the files that no package owns."""
-    wanted = {path.resolve() for path in files}
+    given = list(files)
+    wanted = {path.resolve() for path in given}
+    # Resolving the paths of all installed files takes ten seconds, so only those of the same name are.
+    names = {path.name for path in given} | {path.name for path in wanted}
     parts: dict[str, Part] = {}
     owned: set[Path] = set()
     for distribution in importlib.metadata.distributions():
-        own = {Path(str(distribution.locate_file(file))).resolve() for file in distribution.files or []} & wanted
+        candidates = [file for file in distribution.files or [] if file.name in names]
+        own = {Path(str(distribution.locate_file(file))).resolve() for file in candidates} & wanted
         if own:
             part = Part.of_distribution(distribution)
             parts.setdefault(part.name, part)
