@@ -86,7 +86,8 @@ void bind_records(py::module_& m) {
       .def_readonly("cosine", &hybrid_rt::OutputError::cosine);
   py::class_<hybrid_rt::Failure>(m, "Failure")
       .def_readonly("text", &hybrid_rt::Failure::text)
-      .def_readonly("severity", &hybrid_rt::Failure::severity);
+      .def_readonly("severity", &hybrid_rt::Failure::severity)
+      .def_readonly("is_of_boxes", &hybrid_rt::Failure::is_of_boxes);
   py::class_<hybrid_rt::Comparison>(m, "Comparison")
       .def_readonly("pictures", &hybrid_rt::Comparison::pictures)
       .def_readonly("outputs", &hybrid_rt::Comparison::outputs)
@@ -161,6 +162,7 @@ void bind_verification(py::module_& m) {
       py::arg("expected"), py::arg("found"), py::arg("thresholds"));
   m.def("box_iou", &hybrid_rt::box_iou, py::arg("first"), py::arg("second"));
   m.def("differences", &hybrid_rt::differences, py::arg("match"), py::arg("thresholds"));
-  m.def("output_error", &hybrid_rt::output_error, py::arg("name"), py::arg("expected"), py::arg("found"));
+  m.def("output_error", &hybrid_rt::output_error, py::arg("name"), py::arg("expected"), py::arg("found"),
+        py::arg("limit"));
   m.def("error_text", &hybrid_rt::error_text, py::arg("error"), py::arg("thresholds"));
 }

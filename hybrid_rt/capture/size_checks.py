@@ -137,7 +137,7 @@ def _first_wrong_call(module: torch.jit.ScriptModule, calls: Sequence[FlatCall])
 def _difference(wanted: Tensor, had: Tensor) -> str:
     if wanted.shape != had.shape:
         return f"size {_written(had)} instead of {_written(wanted)}"
-    error = _native.output_error("", wanted, had).relative_error
+    error = _native.output_error("", wanted, had, _ALLOWED).relative_error
     return "" if error <= _ALLOWED else f"relative error {error:.3g}"
 
 

@@ -115,7 +115,7 @@ def reconciled(
     as_it_is = Reconciled(list(found))
     if len(expected) != len(found) or any(a.shape != b.shape for a, b in zip(expected, found, strict=True)):
         return as_it_is
-    if all(_error(*pair) <= limit for pair in zip(expected, found, strict=True)):
+    if all(_error(*pair, limit) <= limit for pair in zip(expected, found, strict=True)):
         return as_it_is
     runs = [list(rerun(seed)) for seed in range(_RUNS)]
     result = _by_runs(expected, found, runs, limit)
@@ -137,8 +137,8 @@ def _by_runs(
     """Returns what some runs with noise explain of a difference; None: not all of it."""
     if any([tensor.shape for tensor in run] != [tensor.shape for tensor in expected] for run in runs):
         return None
-    differing = {i for i, pair in enumerate(zip(expected, found, strict=True)) if _error(*pair) > limit}
-    unstable = [i for i in range(len(expected)) if any(_error(expected[i], run[i]) > limit for run in runs)]
+    differing = {i for i, pair in enumerate(zip(expected, found, strict=True)) if _error(*pair, limit) > limit}
+    unstable = [i for i in range(len(expected)) if any(_error(expected[i], run[i], limit) > limit for run in runs)]
     if not differing <= set(unstable):
         return None
     is_undetermined = False
@@ -213,8 +213,8 @@ def _in_order(expected: Tensor, found: Tensor, partners: Tensor, axis: int) -> T
     return placed
 
 
-def _error(expected: Tensor, found: Tensor) -> float:
-    error = _native.output_error("", expected, found).relative_error
+def _error(expected: Tensor, found: Tensor, limit: float) -> float:
+    error = _native.output_error("", expected, found, limit).relative_error
     return error if error == error else float("inf")
 
 
@@ -227,13 +227,14 @@ def equal_but_for_noise(expected: Any, found: Any, rerun: Rerun, thresholds: Thr
     native = thresholds.to_native()
     wanted, had = _widened(expected), _widened(found)
     compared = _native.compare_results(plain(wanted), plain(had), native, where)
+    differ = _boxes_differ(compared)
     differing = [_differing(image) for image in compared.pictures]
     by_noise: list[tuple[int, ...]] = [(0, 0, 0, 0)] * len(differing)
     repeats = True
     for seed in range(_MOST_RUNS):  # a run costs as much as the detector does: no more of them than are needed
         run = rerun(seed)
-        repeats = repeats and not _native.compare_results(plain(expected), plain(run), native, where).failures
-        if not repeats and not compared.failures:
+        repeats = repeats and not _boxes_differ(_native.compare_results(plain(expected), plain(run), native, where))
+        if not repeats and not differ:
             return True
         images = _native.compare_results(plain(wanted), plain(_widened(run)), native, where).pictures
         if not len(images) == len(differing) > 0:
@@ -246,6 +247,10 @@ def equal_but_for_noise(expected: Any, found: Any, rerun: Rerun, thresholds: Thr
         ):
             return True
     return False
+
+
+def _boxes_differ(compared: _native.Comparison) -> bool:
+    return any(failure.is_of_boxes for failure in compared.failures)
 
 
 def _differing(match: Any) -> tuple[int, ...]:

@@ -74,10 +74,10 @@ void visit_box_match_fields(const Visit& visit) {
   visit("lost", &BoxMatch::lost);
 }
 
-/// Difference of one output tensor, for detectors that do not return detections.
+/// Difference of one output tensor that does not hold boxes, masks or keypoints of detections.
 struct OutputError {
   std::string output;         ///< name of the output
-  double relative_error = 0;  ///< infinite if the shape or dtype differs
+  double relative_error = 0;  ///< infinite if the shape or dtype differs; the difference itself for whole numbers
   double cosine = 1;          ///< cosine of the angle between both tensors, flattened
 };
 /// Result of a comparison.
@@ -86,7 +86,7 @@ struct Verification {
   Thresholds thresholds;              ///< limits that were used
   std::vector<EngineChoice> engines;  ///< how each engine ran
   std::vector<BoxMatch> pictures;     ///< comparison of the boxes, per image
-  std::vector<OutputError> outputs;   ///< comparison of the tensors, if there are no detections
+  std::vector<OutputError> outputs;   ///< comparison of the tensors that are not boxes
   std::vector<std::string> failures;  ///< differences beyond the limits, for messages
   /// True if convert() compared the hybrid with the detector on the sample before it saved the bundle.
   bool compared = false;

@@ -58,7 +58,19 @@ std::vector<double> values_of(const at::Tensor& tensor) {
   return {data, data + doubles.numel()};
 }
 
-at::Tensor areas_of(const at::Tensor& boxes) { return (boxes.slice(1, 2) - boxes.slice(1, 0, 2)).clamp_min(0).prod(1); }
+at::Tensor areas_of(const at::Tensor& boxes) {
+  return (boxes.slice(-1, 2) - boxes.slice(-1, 0, 2)).clamp_min(0).prod(-1);
+}
+
+/// Returns the intersection over union of boxes [..., 4], with broadcasting.
+at::Tensor iou_of(const at::Tensor& a, const at::Tensor& b) {
+  const at::Tensor top_left = at::maximum(a.slice(-1, 0, 2), b.slice(-1, 0, 2));
+  const at::Tensor bottom_right = at::minimum(a.slice(-1, 2), b.slice(-1, 2));
+  const at::Tensor intersection = (bottom_right - top_left).clamp_min(0).prod(-1);
+  const at::Tensor united = areas_of(a) + areas_of(b) - intersection;
+  const at::Tensor equal = (a == b).all(-1);
+  return at::where(equal, at::ones_like(united), intersection / united.clamp_min(1e-12));
+}
 
 /// Returns |a - b|, or 0 if both are the same infinity or NaN.
 double distance_of(double a, double b) {
@@ -76,20 +88,20 @@ double pixel_of(const at::Tensor& boxes) {
   return boxes.abs().max().item<double>() <= kRelativeCoordinates ? kRelativePixel : 1;
 }
 
-/// Returns the overlap [n, m] that boxes are matched by: their IoU. If a side of either box is shorter than a pixel,
-/// the IoU only reflects rounding errors; then the distances of their edges count, relative to the span of both boxes
-/// along that axis, at least one pixel. So a line is judged like a box of one pixel.
-at::Tensor overlap_of(const at::Tensor& expected, const at::Tensor& found) {
-  const at::Tensor iou = box_iou(expected, found);
-  const double pixel = pixel_of(expected);
-  const at::Tensor a = expected.unsqueeze(1);
-  const at::Tensor b = found.unsqueeze(0);
-  const at::Tensor sides = at::minimum(a.slice(2, 2) - a.slice(2, 0, 2), b.slice(2, 2) - b.slice(2, 0, 2));
-  const at::Tensor is_thin = (sides < pixel).any(2);
-  const at::Tensor off = distances_of(a.slice(2, 0, 2), b.slice(2, 0, 2)) + distances_of(a.slice(2, 2), b.slice(2, 2));
-  const at::Tensor span = at::maximum(a.slice(2, 2), b.slice(2, 2)) - at::minimum(a.slice(2, 0, 2), b.slice(2, 0, 2));
-  const at::Tensor by_edges = (1 - off / span.clamp_min(pixel)).clamp_min(0).prod(2);
-  const at::Tensor same = (distances_of(a, b) == 0).all(2);
+/// Returns the overlap that boxes [..., 4] are matched by, with broadcasting: their IoU. If a side of either box is
+/// shorter than a pixel, the IoU only reflects rounding errors; then the distances of their edges count, relative to
+/// the span of both boxes along that axis, at least one pixel. So a line is judged like a box of one pixel.
+at::Tensor overlap_of(const at::Tensor& a, const at::Tensor& b) {
+  const at::Tensor iou = iou_of(a, b);
+  const double pixel = pixel_of(a);
+  const at::Tensor sides = at::minimum(a.slice(-1, 2) - a.slice(-1, 0, 2), b.slice(-1, 2) - b.slice(-1, 0, 2));
+  const at::Tensor is_thin = (sides < pixel).any(-1);
+  const at::Tensor off =
+      distances_of(a.slice(-1, 0, 2), b.slice(-1, 0, 2)) + distances_of(a.slice(-1, 2), b.slice(-1, 2));
+  const at::Tensor span =
+      at::maximum(a.slice(-1, 2), b.slice(-1, 2)) - at::minimum(a.slice(-1, 0, 2), b.slice(-1, 0, 2));
+  const at::Tensor by_edges = (1 - off / span.clamp_min(pixel)).clamp_min(0).prod(-1);
+  const at::Tensor same = (distances_of(a, b) == 0).all(-1);
   const at::Tensor overlap = at::where(is_thin, at::maximum(iou, by_edges.nan_to_num(0)), iou);
   return at::where(same, 1.0, overlap);
 }
@@ -119,7 +131,8 @@ struct ComparedPairs {
 
 ComparedPairs compared_pairs(const DetectionFields& expected, const DetectionFields& found,
                              const Thresholds& thresholds) {
-  const at::Tensor overlap = overlap_of(expected.at("boxes").to(at::kDouble), found.at("boxes").to(at::kDouble));
+  const at::Tensor overlap =
+      overlap_of(expected.at("boxes").to(at::kDouble).unsqueeze(1), found.at("boxes").to(at::kDouble).unsqueeze(0));
   const at::Tensor difference =
       distances_of(expected.at("scores").to(at::kDouble).unsqueeze(1), found.at("scores").to(at::kDouble).unsqueeze(0));
   const at::Tensor same_label = expected.at("labels").unsqueeze(1) == found.at("labels").unsqueeze(0);
@@ -294,14 +307,20 @@ std::optional<std::vector<DetectionFields>> detections_of(const c10::IValue& val
 }
 
 at::Tensor box_iou(const at::Tensor& first, const at::Tensor& second) {
-  const at::Tensor a = first.unsqueeze(1);
-  const at::Tensor b = second.unsqueeze(0);
-  const at::Tensor top_left = at::maximum(a.slice(2, 0, 2), b.slice(2, 0, 2));
-  const at::Tensor bottom_right = at::minimum(a.slice(2, 2), b.slice(2, 2));
-  const at::Tensor intersection = (bottom_right - top_left).clamp_min(0).prod(2);
-  const at::Tensor united = areas_of(first).unsqueeze(1) + areas_of(second).unsqueeze(0) - intersection;
-  const at::Tensor equal = (a == b).all(2);
-  return at::where(equal, at::ones_like(united), intersection / united.clamp_min(1e-12));
+  return iou_of(first.unsqueeze(1), second.unsqueeze(0));
+}
+
+std::optional<at::Tensor> overlap_by_row(const at::Tensor& expected, const at::Tensor& found) {
+  const auto are_ordered = [](const at::Tensor& boxes) {
+    return (boxes.slice(1, 2) >= boxes.slice(1, 0, 2)).all().item<bool>();
+  };
+  const auto corners = [](const at::Tensor& boxes) {
+    const at::Tensor half = boxes.slice(1, 2) / 2;
+    return at::cat({boxes.slice(1, 0, 2) - half, boxes.slice(1, 0, 2) + half}, 1);
+  };
+  if (are_ordered(expected)) return overlap_of(expected, found);
+  if ((expected.slice(1, 2) >= 0).all().item<bool>()) return overlap_of(corners(expected), corners(found));
+  return std::nullopt;
 }
 
 BoxPairs matching_boxes(const DetectionFields& expected, const DetectionFields& found, const Thresholds& thresholds) {

@@ -31,6 +31,11 @@ std::optional<std::vector<DetectionFields>> detections_of(const c10::IValue& val
 /// boxes, also for empty ones.
 at::Tensor box_iou(const at::Tensor& first, const at::Tensor& second);
 
+/// Returns the overlap [n] of each box with the one in the same row, boxes [n, 4] of double on both sides: the IoU, or
+/// for boxes thinner than a pixel the closeness of their edges. Boxes are (x1, y1, x2, y2), or (x, y, width, height)
+/// around a center if those of `expected` can't be corners. Returns nothing if they are neither.
+std::optional<at::Tensor> overlap_by_row(const at::Tensor& expected, const at::Tensor& found);
+
 /// Returns the pairs of boxes with equal labels, and IoU and scores within the thresholds. Pairs are one to one: each
 /// expected box, in order, gets the free box that it overlaps most.
 BoxPairs matching_boxes(const DetectionFields& expected, const DetectionFields& found, const Thresholds& thresholds);

@@ -3,65 +3,13 @@
 #include <torch/types.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <optional>
-#include <set>
 #include <utility>
 #include <vector>
 
 namespace hybrid_rt {
 namespace {
-
-/// Maximum number of rows. Finding partners takes time proportional to its square.
-constexpr int64_t kMostRows = 2000;
-/// Columns of a tensor that holds all fields of detections: a box, a score, a label.
-constexpr int64_t kBoxColumns = 4;
-constexpr int64_t kColumns = 6;
-
-/// Names that tell the scores from other numbers of the boxes.
-const std::set<std::string> kScoreNames{"scores", "score", "confidences", "confidence", "conf"};
-
-/// Detections: the names of their tensors, and the one that has the scores, alone or beside box and label.
-struct Group {
-  std::vector<std::string> names;
-  std::string scores;
-  bool has_columns = false;
-};
-
-bool is_usable(const at::Tensor& tensor) {
-  return tensor.layout() == at::kStrided && !tensor.is_complex() && !tensor.is_quantized() && tensor.dim() > 0;
-}
-
-bool is_real(const at::Tensor& tensor) { return is_usable(tensor) && tensor.is_floating_point(); }
-
-/// Returns the sizes [n] or [b, n] that tensors with one row per score begin with, if they can be those of scores.
-std::optional<std::vector<int64_t>> row_sizes(const at::Tensor& tensor, int64_t further) {
-  const int64_t count = tensor.dim() - further;
-  if (!is_real(tensor) || count < 1 || count > 2 || tensor.numel() == 0) return std::nullopt;
-  const std::vector<int64_t> sizes(tensor.sizes().begin(), tensor.sizes().begin() + count);
-  if (sizes.back() < 2 || sizes.back() > kMostRows) return std::nullopt;
-  return sizes;
-}
-
-bool begins_with(const at::Tensor& tensor, const std::vector<int64_t>& sizes) {
-  return tensor.dim() >= static_cast<int64_t>(sizes.size()) &&
-         std::equal(sizes.begin(), sizes.end(), tensor.sizes().begin());
-}
-
-/// Returns values on the CPU as [batch, rows, values].
-at::Tensor as_rows(const at::Tensor& tensor, const std::vector<int64_t>& sizes) {
-  const int64_t batch = sizes.size() == 2 ? sizes.front() : 1;
-  return tensor.detach().cpu().to(at::kDouble).reshape({batch, sizes.back(), -1});
-}
-
-/// Returns true if scores [batch, rows] descend in each image and are not all equal there, so that they decide the
-/// order.
-bool descend(const at::Tensor& scores) {
-  const at::Tensor before = scores.slice(1, 0, -1);
-  const at::Tensor after = scores.slice(1, 1);
-  return (before >= after).all().item<bool>() && (before > after).any(1).all().item<bool>();
-}
 
 /// One tensor of a group, or some columns of it, as [batch, rows, values].
 struct Part {
@@ -147,105 +95,56 @@ class Partners {
   std::vector<int64_t> owner_;  // the expected row that has a found row
 };
 
-/// Returns the container of a leaf and its name there.
-std::pair<std::string, std::string> as_sibling(const std::string& name) {
-  const size_t dot = name.rfind('.');
-  return {name.substr(0, dot), name.substr(dot + 1)};
+/// Returns the parts of rows that have all fields in their columns, scores first; nothing without scores. Columns that
+/// are whole on both sides have to be equal; others in 0..1 are apart from coordinates.
+std::optional<std::vector<Part>> parts_of_columns(const at::Tensor& a, const at::Tensor& b, double limit) {
+  const auto scores = score_column(a, b);
+  if (!scores) return std::nullopt;
+  std::vector<int64_t> whole;
+  std::vector<int64_t> small;
+  std::vector<int64_t> others;
+  const at::Tensor whole_on_both = at::logical_and(are_whole(a, 2), are_whole(b, 2));
+  const bool is_box_score_label = holds_detections(a);
+  for (int64_t i = 0; i < a.size(2); ++i) {
+    if (i == *scores) continue;
+    const at::Tensor values = a.select(2, i);
+    const bool is_small = at::logical_and(values >= 0, values <= 1).all().item<bool>();
+    const bool must_be_equal = is_box_score_label ? i > kBoxColumns : whole_on_both[i].item<bool>();
+    (must_be_equal ? whole : is_small && !is_box_score_label ? small : others).push_back(i);
+  }
+  std::vector<Part> parts = {part_of(a.narrow(2, *scores, 1), b.narrow(2, *scores, 1), false, limit)};
+  for (const auto& [columns, must_be_equal] : {std::pair{whole, true}, {small, false}, {others, false}}) {
+    if (columns.empty()) continue;
+    const at::Tensor index = at::tensor(columns, at::kLong);
+    parts.push_back(part_of(a.index_select(2, index), b.index_select(2, index), must_be_equal, limit));
+  }
+  return parts;
 }
 
-/// Returns the same for parallel lists with one entry per image: "output.boxes.0" is "boxes" of "output.*.0".
-std::pair<std::string, std::string> as_entry(const std::string& name) {
-  const auto [list, index] = as_sibling(name);
-  const bool is_index = std::all_of(index.begin(), index.end(), [](char c) { return c >= '0' && c <= '9'; });
-  if (!is_index || list.find('.') == std::string::npos) return {};
-  const auto [container, field] = as_sibling(list);
-  return {container + ".*." + index, field};
-}
-
-/// Members of a container: the name there, and the leaf's name.
-using Members = std::vector<std::pair<std::string, std::string>>;
-
-/// Finds detections among the members of a container: the only scores, boxes, and all others with as many rows.
-std::optional<Group> group_of(const Members& members, const NamedTensors& tensors) {
-  std::vector<std::string> candidates;
-  std::vector<std::string> by_name;
-  for (const auto& [own, leaf] : members) {
-    const auto sizes = row_sizes(tensors.at(leaf), 0);
-    const bool has_boxes = sizes && std::any_of(members.begin(), members.end(), [&](const auto& member) {
-                             const at::Tensor& other = tensors.at(member.second);
-                             return is_real(other) && begins_with(other, *sizes) && other.size(-1) == kBoxColumns &&
-                                    other.dim() == static_cast<int64_t>(sizes->size()) + 1;
-                           });
-    if (!has_boxes) continue;
-    candidates.push_back(leaf);
-    if (kScoreNames.count(own) != 0) by_name.push_back(leaf);
-  }
-  if (candidates.size() != 1) candidates = by_name;
-  if (candidates.size() != 1) return std::nullopt;
-  Group group{{}, candidates.front()};
-  const auto sizes = *row_sizes(tensors.at(group.scores), 0);
-  for (const auto& [own, leaf] : members) {
-    if (begins_with(tensors.at(leaf), sizes)) group.names.push_back(leaf);
-  }
-  return group;
-}
-
-std::vector<Group> groups_in(const NamedTensors& tensors) {
-  std::vector<Group> groups;
-  std::set<std::string> taken;
-  for (const auto naming : {as_sibling, as_entry}) {
-    std::map<std::string, Members> containers;
-    for (const auto& [leaf, tensor] : tensors) {
-      const auto [container, own] = naming(leaf);
-      if (!container.empty() && taken.count(leaf) == 0) containers[container].emplace_back(own, leaf);
-    }
-    for (const auto& [container, members] : containers) {
-      auto group = group_of(members, tensors);
-      if (!group) continue;
-      taken.insert(group->names.begin(), group->names.end());
-      groups.push_back(std::move(*group));
-    }
-  }
-  for (const auto& [leaf, tensor] : tensors) {
-    if (taken.count(leaf) == 0 && row_sizes(tensor, 1) && tensor.size(-1) == kColumns) {
-      groups.push_back({{leaf}, leaf, true});
-    }
-  }
-  std::set<std::string> grouped;
-  for (const Group& group : groups) grouped.insert(group.names.begin(), group.names.end());
-  const auto is_incomplete = [&](const Group& group) {
-    const auto sizes = *row_sizes(tensors.at(group.scores), group.has_columns ? 1 : 0);
-    return std::any_of(tensors.begin(), tensors.end(), [&](const auto& leaf) {
-      return grouped.count(leaf.first) == 0 && begins_with(leaf.second, sizes);
-    });
-  };
-  groups.erase(std::remove_if(groups.begin(), groups.end(), is_incomplete), groups.end());
-  return groups;
+/// Returns true for rows [batch, rows, 1] of floats that are whole on both sides, such as labels.
+bool is_label(const at::Tensor& a, const at::Tensor& b) {
+  return a.size(2) == 1 && are_whole(a, 2).item<bool>() && are_whole(b, 2).item<bool>();
 }
 
 /// Returns the parts of a group, scores first; nothing if its scores do not allow rows to move.
 std::optional<std::vector<Part>> parts_of(const Group& group, const NamedTensors& expected, const NamedTensors& found,
-                                          const std::vector<int64_t>& sizes, double limit) {
+                                          double limit) {
   std::vector<Part> parts;
   if (group.has_columns) {
-    const at::Tensor a = as_rows(expected.at(group.scores), sizes);
-    const at::Tensor b = as_rows(found.at(group.scores), sizes);
-    const auto part = [&](int64_t from, int64_t to, bool is_whole) {
-      return part_of(a.slice(2, from, to), b.slice(2, from, to), is_whole, limit);
-    };
-    parts = {part(kBoxColumns, kBoxColumns + 1, false), part(kBoxColumns + 1, kColumns, true),
-             part(0, kBoxColumns, false)};
-    if (!holds_detections(a) || !holds_detections(b)) return std::nullopt;
-  } else {
-    for (const std::string& name : group.names) {
-      const at::Tensor& a = expected.at(name);
-      const at::Tensor& b = found.at(name);
-      const Part part = part_of(as_rows(a, sizes), as_rows(b, sizes), !a.is_floating_point(), limit);
-      parts.insert(name == group.scores ? parts.begin() : parts.end(), part);
-    }
-    std::stable_sort(parts.begin() + 1, parts.end(),
-                     [](const Part& one, const Part& other) { return one.expected.size(2) < other.expected.size(2); });
+    const auto columns = parts_of_columns(as_rows(expected.at(group.scores), group.sizes),
+                                          as_rows(found.at(group.scores), group.sizes), limit);
+    if (!columns) return std::nullopt;
+    parts = *columns;
   }
+  for (const std::string& name : group.names) {
+    if (group.has_columns && name == group.scores) continue;
+    const at::Tensor a = as_rows(expected.at(name), group.sizes);
+    const at::Tensor b = as_rows(found.at(name), group.sizes);
+    const bool must_be_equal = name != group.scores && (!expected.at(name).is_floating_point() || is_label(a, b));
+    parts.insert(name == group.scores ? parts.begin() : parts.end(), part_of(a, b, must_be_equal, limit));
+  }
+  std::stable_sort(parts.begin() + 1, parts.end(),
+                   [](const Part& one, const Part& other) { return one.expected.size(2) < other.expected.size(2); });
   const Part& scores = parts.front();
   for (const at::Tensor& side : {scores.expected, scores.found}) {
     if (!descend(side.squeeze(2))) return std::nullopt;
@@ -255,13 +154,6 @@ std::optional<std::vector<Part>> parts_of(const Group& group, const NamedTensors
 }
 
 }  // namespace
-
-bool holds_detections(const at::Tensor& tensor) {
-  if (!is_real(tensor) || tensor.dim() < 2 || tensor.dim() > 3 || tensor.size(-1) != kColumns) return false;
-  const at::Tensor score = tensor.select(-1, kBoxColumns);
-  const at::Tensor label = tensor.select(-1, kBoxColumns + 1);
-  return at::logical_and(at::logical_and(score >= 0, score <= 1), label == label.round()).all().item<bool>();
-}
 
 NamedTensors in_expected_order(const NamedTensors& expected, const NamedTensors& found, double limit) {
   NamedTensors moved;
@@ -273,10 +165,9 @@ NamedTensors in_expected_order(const NamedTensors& expected, const NamedTensors&
       return are_usable && a.sizes() == b.sizes() && a.scalar_type() == b.scalar_type();
     });
     if (!are_alike) continue;
-    const auto sizes = *row_sizes(expected.at(group.scores), group.has_columns ? 1 : 0);
-    const auto parts = parts_of(group, expected, found, sizes, limit);
+    const auto parts = parts_of(group, expected, found, limit);
     if (!parts) continue;
-    const int64_t rows = sizes.back();
+    const int64_t rows = group.sizes.back();
     std::vector<int64_t> order;
     for (int64_t image = 0; image < parts->front().expected.size(0); ++image) {
       const auto partners = Partners(*parts, image).find();

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -95,7 +96,7 @@ class EngineQuantizer(ABC):
         found = dict.fromkeys(self.outputs, 0.0)
         for sample, expected in zip(self.compared, self._expected, strict=True):
             for name, right, got in zip(found, expected, run(sample), strict=True):
-                error = _native.output_error(name, right, got).relative_error
+                error = _native.output_error(name, right, got, math.inf).relative_error
                 found[name] = error if error != error else max(found[name], error)
         return found
 

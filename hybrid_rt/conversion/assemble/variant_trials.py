@@ -176,7 +176,7 @@ def compare_variants(
         if missing:  # by no call is it shown to be right
             call = program.calls[0]
             got = _with_expected_values(artifact, call, _run_on(spec.device, engine, call))
-            raw = compare_tensors(program.name, names, call.outputs, got, label)
+            raw = compare_tensors(program.name, names, call.outputs, got, label, limit=limit)
             errors += [error for error in raw if error.output in missing]
             not_run += [
                 f"engine '{program.name}', {label}, output '{name}': {UNDETERMINED}" for name in sorted(missing)

@@ -106,6 +106,15 @@ TEST_CASE("rows of detections in a tuple may change places within near-ties") {
   CHECK_FALSE(passed({1, 0, 2}, torch::tensor({0.81F, 0.7999F, 0.5F})));
 }
 
+TEST_CASE("whole numbers have to be equal, unless the limit allows for more than rounding") {
+  const at::Tensor labels = torch::tensor({3, 4000});
+  const at::Tensor others = torch::tensor({4, 4000});
+  CHECK(hybrid_rt::compare(labels, labels.clone(), {}, "here").passed());
+  CHECK(hybrid_rt::compare(labels, others, {}, "here").outputs.at(0).relative_error == 1);
+  CHECK_FALSE(hybrid_rt::compare(labels, others, {}, "here").passed());
+  CHECK(hybrid_rt::compare(labels, others, {.relative_error = 0.02}, "here").passed());
+}
+
 TEST_CASE("a different shape, a different dtype and a non-finite number are infinite errors") {
   for (const at::Tensor& found :
        {torch::ones({3}), torch::ones({2}, at::kDouble), torch::tensor({1.0F, INFINITY}), torch::tensor({NAN, 1.0F})}) {

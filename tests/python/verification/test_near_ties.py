@@ -192,7 +192,8 @@ def test_tensors_that_are_no_detections_keep_their_rows() -> None:
     assert failures((boxes[:, :3], scores, labels), (other[0][:, :3], *other[1:]))
     # A tensor elsewhere has as many rows, so it could belong to the boxes.
     assert failures({"found": (boxes, scores), "more": labels}, {"found": other[:2], "more": other[2]})
-    assert failures((columns(boxes, scores, labels), labels), (columns(*other), other[2]))
+    rows = columns(boxes, scores, labels)
+    assert failures({"found": rows, "more": [labels]}, {"found": columns(*other), "more": [other[2]]})
     # Columns 4 and 5 are not a score and a label.
     assert failures(columns(boxes, scores * 2, labels), columns(other[0], other[1] * 2, other[2]))
     assert failures(columns(boxes, scores, labels) + 0.25, columns(*other) + 0.25)
@@ -292,5 +293,5 @@ def test_coordinates_within_one_are_judged_beside_large_labels() -> None:
 
 
 def test_other_tensors_with_six_columns_are_judged_as_a_whole() -> None:
-    expected = torch.tensor([[500.0, 1.0, 2.0, 3.0, 4.5, 0.5]] * 3)
+    expected = torch.tensor([[500.0, 1.5, 2.0, 3.0, 4.5, 1.5]] * 3)
     assert not failures(expected, expected + 0.1)
