@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,14 @@ from torch import Tensor, nn
 
 from ..common.image_inputs import ImageInputs, resized_image
 from ..common.submodules import image_transform, with_submodules
+from ..common.tensor_tree import places_of
 from .shapes import Shapes
 
 _LEAST_SIDE = 160
 """Smallest side in pixels; below it, a feature pyramid has levels of one cell, which hide variation."""
+
+_MOST_OTHERS = 3
+"""Maximum number of runs on the user's further arguments."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,11 @@ class Sample:
 
 
 def samples_of(
-    detector: nn.Module, example: tuple[Any, ...], images: ImageInputs, shapes: Shapes | None
+    detector: nn.Module,
+    example: tuple[Any, ...],
+    images: ImageInputs,
+    shapes: Shapes | None,
+    further: Sequence[tuple[Any, ...]] = (),
 ) -> list[Sample]:
     """Returns runs that differ from the example in everything that may vary later; the cheapest run is the first.
 
@@ -45,7 +53,18 @@ def samples_of(
         images: which of the arguments are images.
         shapes: see :data:`hybrid_rt.capture.shapes.Shapes`. For sizes, the smallest and the largest are run; for
             ranges, their ends; for None, the example's size if the detector does not resize images.
+        further: arguments from the user. Those with images of the example's sizes, and other inputs of other sizes, are
+            run too, so that the latter vary.
     """
+    return [
+        *_samples_by_images(detector, example, images, shapes),
+        *_of_other_inputs(detector, example, images, further),
+    ]
+
+
+def _samples_by_images(
+    detector: nn.Module, example: tuple[Any, ...], images: ImageInputs, shapes: Shapes | None
+) -> list[Sample]:
     resizes = image_transform(detector) is not None
     if isinstance(shapes, Mapping):
         # Ranges apply to the segment's input, and to the images only if nothing resizes them.
@@ -68,6 +87,30 @@ def samples_of(
         Sample(smaller, images.map(images.one_more(example), _tall)),
         Sample(smaller, images.map(example, torch.zeros_like)),
     ]
+
+
+def _of_other_inputs(
+    detector: nn.Module, example: tuple[Any, ...], images: ImageInputs, further: Sequence[tuple[Any, ...]]
+) -> list[Sample]:
+    """Returns runs on the user's arguments that differ from the example in the sizes of inputs that are not images."""
+
+    def sizes(arguments: tuple[Any, ...]) -> tuple[Any, Any]:
+        of_images = [tuple(image.shape) for image in images.of(arguments)]
+        others = [
+            (place, tuple(leaf.shape))
+            for place, leaf in places_of(arguments)
+            if isinstance(leaf, Tensor) and images.layout_at(place) is None
+        ]
+        return of_images, others
+
+    seen = [sizes(example)]
+    samples: list[Sample] = []
+    for arguments in further:
+        found = sizes(arguments)
+        if found[0] == seen[0][0] and found not in seen and len(samples) < _MOST_OTHERS:
+            samples.append(Sample(detector, arguments, required=True))
+            seen.append(found)
+    return samples
 
 
 def _of_another_batch(sample: Sample, images: ImageInputs, limits: tuple[int, int]) -> list[Sample]:

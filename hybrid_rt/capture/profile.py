@@ -43,12 +43,14 @@ class SegmentOptions:
         fuse: share one engine among segments that feed each other directly.
         shapes: see :data:`hybrid_rt.capture.shapes.Shapes`.
         images: which inputs are images, see :data:`hybrid_rt.capture.find_images.Images`; None: determine them.
+        further: arguments of the detector with other sizes of inputs that are not images, such as numbers of points.
     """
 
     names: str | Sequence[str] = AUTO
     fuse: bool = True
     shapes: Shapes | None = None
     images: Images | None = None
+    further: Sequence[tuple[Any, ...]] = ()
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def _profile(
             observation = observe(detector, example)
         images = find_images(detector, example, options.images)
     with steps.step("find the submodules worth compiling"):
-        samples = samples_of(detector, example, images, options.shapes)
+        samples = samples_of(detector, example, images, options.shapes, options.further)
         candidates = names or candidate_segments(observation)
         samples, first, findings, drawn = record_first(observation, samples, candidates)
         findings = {**varying_constants(observation, first), **findings}

@@ -100,7 +100,11 @@ def _checked(shapes: Mapping[str, Range]) -> dict[str, Range]:
     unknown = sorted(set(shapes) - set(_DIMENSIONS))
     if unknown:
         raise OptionError.make(
-            "convert", "shapes", expected=f"ranges for {', '.join(_DIMENSIONS)}", got=", ".join(map(repr, unknown))
+            "convert",
+            "shapes",
+            expected=f"ranges for {', '.join(_DIMENSIONS)}",
+            got=", ".join(map(repr, unknown)),
+            remedy="For inputs that are not images, pass verify_inputs= with other sizes; what differs is free.",
         )
     checked = {}
     for name, value in shapes.items():

@@ -202,7 +202,8 @@ def convert(
         fallback: add a TorchScript variant in fp32 as the last one, which runs wherever torch does.
         verify: compare segment outputs and boxes with the detector's, at the example's size and at some drawn from
             ``shapes``, and save nothing that differs. "thorough": use many sizes, a minute or more per engine.
-        verify_inputs: further tuples of arguments to compare on.
+        verify_inputs: further tuples of arguments to compare on. Sizes of inputs that are not images, such as the
+            number of points, are free if they differ here from the example's.
         thresholds: limits for equality, see :class:`hybrid_rt.Thresholds`; None: those of the precision.
         dataset: annotated images: reports the mAP of detector and hybrid, and saves nothing if the hybrid's is too
             low. With verify=False it is the only check.
@@ -245,7 +246,7 @@ def convert(
     further = [positional(detector, arguments, "verify_inputs") for arguments in verify_inputs]
     calibration = calibration_samples(detector, calibration_data, "convert")
     wanted = ConvertOptions(
-        segments=SegmentOptions(segments, fuse, shapes, images),
+        segments=SegmentOptions(segments, fuse, shapes, images, further),
         engines=EngineOptions(engine, precision, device, options, fallback, calibration),
         head=head,
         state=state,
