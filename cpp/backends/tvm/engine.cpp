@@ -9,6 +9,7 @@
 
 #include "hybrid_rt/error.h"
 #include "hybrid_rt/plugin/dtype_table.h"
+#include "hybrid_rt/plugin/nan_values.h"
 
 namespace hybrid_rt::tvm {
 namespace {
@@ -169,6 +170,7 @@ TvmEngine::TvmEngine(const ArtifactSpec& spec, const at::Tensor& library, Condit
     : conditions_(std::move(conditions)),
       outputs_(spec.outputs),
       threads_(options.threads > 0 ? options.threads : at::get_num_threads()),
+      loses_nan_(!asks_for_nan(library)),
       file_("tvm", library),
       // TVM's generic function derives the format from the path's extension, which this path lacks.
       library_(Library::instance()
@@ -192,6 +194,7 @@ std::unique_ptr<TvmEngine::Machine> TvmEngine::make_machine() const {
 
 std::vector<at::Tensor> TvmEngine::run(at::ArrayRef<at::Tensor> inputs) {
   conditions_.check(inputs);
+  const bool is_nan = loses_nan_ && any_holds_nan(inputs);
   std::vector<Value> wrapped;
   std::vector<TVMFFIAny> arguments;
   for (const at::Tensor& input : inputs) {
@@ -220,6 +223,7 @@ std::vector<at::Tensor> TvmEngine::run(at::ArrayRef<at::Tensor> inputs) {
     machine.discard();
     throw;
   }
+  if (is_nan) fill_with_nan(outputs);
   return outputs;
 }
 

@@ -41,6 +41,7 @@ class TvmEngine : public Engine {
   Conditions conditions_;
   std::vector<TensorSpec> outputs_;
   int threads_;
+  bool loses_nan_;  // NaN in the inputs gets lost, so the outputs are set to NaN
   LibraryFile file_;
   Value library_;  // unloaded before its file is closed
   std::string description_;
