@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import ast
 import builtins
+import contextlib
 import copy
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx.experimental.symbolic_shapes import DimConstraints
 
 from ..common.error_text import described
 from ..common.errors import CaptureError
@@ -135,6 +137,9 @@ def export(
 def free_sizes() -> Iterator[None]:
     """Makes torch treat free sizes as free: 0 and 1 are not special, and pooling does not test remainders.
 
+    Equations on sizes that sympy can't solve do not end the export. torch solves them only to suggest names of sizes in
+    its messages; the conditions on sizes stay in the exported program.
+
     torch 2.11 implements the rounding in pooling's output size itself, and thereby fixes whether the example's
     remainder is zero, although Python's ``//`` rounds down already. torch 2.14 does the same as this function.
 
@@ -142,15 +147,24 @@ def free_sizes() -> Iterator[None]:
     """
     import torch._meta_registrations as meta
 
-    rounded = meta.div_rtn
+    rounded, solve = meta.div_rtn, DimConstraints.solve
     meta.div_rtn = _floor_division
+    DimConstraints.solve = _solved_if_possible(solve)  # type: ignore[assignment]
     builtins.max, builtins.min = _largest, _smallest
     try:
         with torch.fx.experimental._config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
             yield
     finally:
-        meta.div_rtn = rounded
+        meta.div_rtn, DimConstraints.solve = rounded, solve  # type: ignore[method-assign]
         builtins.max, builtins.min = _max, _min
+
+
+def _solved_if_possible(solve: Callable[[DimConstraints], None]) -> Callable[[DimConstraints], None]:
+    def solved(constraints: DimConstraints) -> None:
+        with contextlib.suppress(NotImplementedError):
+            solve(constraints)
+
+    return solved
 
 
 _max, _min = builtins.max, builtins.min

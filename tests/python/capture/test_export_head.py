@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from helpers.small_detectors import Backbone, SmallDetector, small_image
@@ -29,6 +30,33 @@ def test_batch_and_sides_stay_free(kind: type[nn.Module], batch: int) -> None:
         assert head.takes([shape])
     assert not head.takes([(1, 4, 64, 48)])
     assert not head.takes([(3, 64, 48)])
+
+
+class Pyramid(nn.Module):
+    """Halves maps by a pooling and a convolution, as YOLOv9 does, and joins them with larger ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, 2, padding=1)
+        self.step = nn.Conv2d(4, 4, 3, 2, padding=1)
+
+    def forward(self, images: Tensor) -> Any:
+        fine = self.halved(self.step(self.stem(images)))
+        middle = self.halved(fine)
+        coarse = torch.cat([F.interpolate(self.halved(middle), scale_factor=2.0), middle], 1)
+        return torch.cat([F.interpolate(coarse, scale_factor=2.0), fine], 1)
+
+    def halved(self, x: Tensor) -> Tensor:
+        found: Tensor = self.step(F.avg_pool2d(x, 2, 1, 0, False, True))
+        return found
+
+
+def test_sizes_whose_equations_sympy_cannot_solve_become_conditions() -> None:
+    head = exported(Pyramid(), torch.rand(1, 3, 128, 160))
+    assert head.takes([(1, 3, 64, 224)])
+    assert head.takes([(2, 3, 256, 96)])
+    assert not head.takes([(1, 3, 80, 160)])
+    assert not head.takes([(1, 3, 128, 144)])
 
 
 class ForOneImage(SmallDetector):
