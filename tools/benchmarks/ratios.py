@@ -27,7 +27,7 @@ def main() -> None:
     """Reads the results and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="+", help="bench.json of one or more runs")
-    parser.add_argument("--engine", default="openvino", help="engine of the hybrids and whole graphs")
+    parser.add_argument("--engine", required=True, help="engine of the hybrids and whole graphs")
     options = parser.parse_args()
     ratios = ratios_of((json.loads(path.read_text()) for path in options.results), options.engine)
     print(markdown(ratios))
