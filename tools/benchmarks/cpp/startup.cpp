@@ -7,6 +7,7 @@
 #include <iostream>
 #include <iterator>
 #include <nlohmann/json.hpp>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -104,6 +105,6 @@ int main(int count, char** arguments) try {
   std::cout << measure(arguments).dump() << "\n";
   return 0;
 } catch (const std::exception& error) {
-  std::cerr << error.what() << "\n";
+  std::cerr << "bench_startup: error: " << error.what() << "\n";
   return 1;
 }
