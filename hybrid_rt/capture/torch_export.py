@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.fx.experimental.symbolic_shapes import DimConstraints
 
 from ..common.error_text import described
 from ..common.errors import CaptureError
@@ -146,6 +145,7 @@ def free_sizes() -> Iterator[None]:
     Python's ``max`` and ``min`` keep sizes free too. Otherwise they would record the branch that the example takes.
     """
     import torch._meta_registrations as meta
+    from torch.fx.experimental.symbolic_shapes import DimConstraints
 
     rounded, solve = meta.div_rtn, DimConstraints.solve
     meta.div_rtn = _floor_division
@@ -159,8 +159,8 @@ def free_sizes() -> Iterator[None]:
         builtins.max, builtins.min = _max, _min
 
 
-def _solved_if_possible(solve: Callable[[DimConstraints], None]) -> Callable[[DimConstraints], None]:
-    def solved(constraints: DimConstraints) -> None:
+def _solved_if_possible(solve: Callable[[Any], None]) -> Callable[[Any], None]:
+    def solved(constraints: Any) -> None:
         with contextlib.suppress(NotImplementedError):
             solve(constraints)
 
