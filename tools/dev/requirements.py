@@ -3,6 +3,7 @@
 Usage:
 
     requirements.py [EXTRA ...]     the requirements of the build, of the package, and of those extras
+    requirements.py --build         the requirements of the build
     requirements.py --built-with    the installed versions of torch and of the build's requirements
 """
 
@@ -49,12 +50,15 @@ def _of_extra(project: dict[str, Any], extra: str) -> Iterator[str]:
 def main(arguments: Sequence[str]) -> None:
     """Prints the lines."""
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    if arguments != ["--built-with"]:
+    build = pyproject["build-system"]["requires"]
+    if arguments == ["--build"]:
+        print("\n".join(build))
+    elif arguments == ["--built-with"]:
+        for text in ("torch", *build):
+            name = re.split(r"[^\w.-]", text, maxsplit=1)[0]
+            print(name, metadata.version(name))
+    else:
         print("\n".join(wanted(pyproject, arguments)))
-        return
-    for text in ("torch", *pyproject["build-system"]["requires"]):
-        name = re.split(r"[^\w.-]", text, maxsplit=1)[0]
-        print(name, metadata.version(name))
 
 
 if __name__ == "__main__":
