@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+# Inductor would compile a small library for each instruction set that the CPU has, to see if the compiler knows it:
+# eight seconds in each process that compiles. It reads this when torch is imported. The test of an artifact that a
+# separate process compiled (conversion/test_isolation.py) lets it try, and expects the same instruction set.
+os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "1"
 
 import pytest
 import torch
