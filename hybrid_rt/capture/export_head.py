@@ -22,11 +22,13 @@ from ..common.errors import CaptureError, HybridRTError, SegmentError
 from ..common.silenced import silenced
 from ..common.specs import TensorSpec
 from ..common.value_tree import ValueTree
+from ..torchscript.function_caches import without_function_caches
 from .export_conditions import holds
 from .export_stand_in import stand_ins
 from .flat_detector import SUBJECT, FlatDetector, flat_arguments
 from .program import Member
-from .symbolic_numbers import allow_symbolic_keys, symbolic_numbers
+from .size_caches import symbolic_keys
+from .symbolic_numbers import symbolic_numbers
 from .torch_export import conditions, free_sizes, input_specs
 
 _NEAR = 1e-3
@@ -191,10 +193,11 @@ def _exported(
             silenced(*_LOGGERS, level=logging.CRITICAL),
             stand_ins(detector, members) as copied,
             numbers(copied),
+            symbolic_keys(copied),
+            without_function_caches(copied),
             torch.no_grad(),
             free_sizes(),
         ):
-            allow_symbolic_keys(copied)
             flat = _Exported(copied, arguments, results).eval()
             given = tuple(tensor.detach() for tensor in tensors)
             program = torch.export.export(flat, given, dynamic_shapes=(shapes,), strict=False)

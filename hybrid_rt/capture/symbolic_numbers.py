@@ -1,12 +1,11 @@
-"""Replaces Python's number types, and dicts with sizes as keys, in a detector's code while torch.export records it.
+"""Replaces Python's number types in a detector's code while torch.export records it.
 
-Otherwise ``int(x.shape[2])`` would fix a free size permanently, ``isinstance(size, int)`` would be false although it is
-true in a normal run, and torch would refuse a size as the key of a dict.
+Otherwise ``int(x.shape[2])`` would fix a free size permanently, and ``isinstance(size, int)`` would be false although it
+is true in a normal run.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import SymFloat, SymInt, nn
 
-_NOT_THE_USERS = ("torch", "hybrid_rt", "builtins")
+from ..common.detector_modules import namespaces
 
 
 class _KeepsSymbols(type):
@@ -58,63 +57,15 @@ class _Float(float, metaclass=_KeepsSymbols):
 @contextmanager
 def symbolic_numbers(module: nn.Module) -> Iterator[None]:
     """Makes ``int`` and ``float`` keep free sizes free, in all Python modules of a detector's packages."""
-    classes = {kind for part in module.modules() for kind in type(part).__mro__}
-    packages = {kind.__module__.partition(".")[0] for kind in classes} - {*_NOT_THE_USERS, *sys.stdlib_module_names}
     names = {"int": _Int, "float": _Float}
     changed: list[tuple[dict[str, Any], str]] = []
     try:
-        for known, python in list(sys.modules.items()):
-            if known.partition(".")[0] not in packages or python is None:
-                continue
+        for namespace in namespaces(module):
             for name, kind in names.items():
-                if name not in vars(python):
-                    vars(python)[name] = kind
-                    changed.append((vars(python), name))
+                if name not in namespace:
+                    namespace[name] = kind
+                    changed.append((namespace, name))
         yield
     finally:
         for namespace, name in changed:
             del namespace[name]
-
-
-class SizeCache(dict[Any, Any]):
-    """A dict in which a detector caches values by size. Each free size is a separate key."""
-
-    def __init__(self, known: dict[Any, Any]) -> None:
-        """Copies the entries of a dict.
-
-        Args:
-            known: The dict.
-        """
-        super().__init__(known)
-        self._symbolic: dict[str, Any] = {}
-
-    def __contains__(self, key: Any) -> bool:
-        """Returns true if there is an entry for the key."""
-        return str(key) in self._symbolic if _is_symbolic(key) else super().__contains__(key)
-
-    def __getitem__(self, key: Any) -> Any:
-        """Returns the entry of a key."""
-        return self._symbolic[str(key)] if _is_symbolic(key) else super().__getitem__(key)
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        """Stores an entry."""
-        if _is_symbolic(key):
-            self._symbolic[str(key)] = value
-        else:
-            super().__setitem__(key, value)
-
-    def get(self, key: Any, default: Any = None) -> Any:
-        """Returns the entry of a key, or a default."""
-        return self[key] if key in self else default  # noqa: SIM401
-
-
-def _is_symbolic(key: Any) -> bool:
-    return any(map(_is_symbolic, key)) if isinstance(key, tuple) else isinstance(key, (SymInt, SymFloat))
-
-
-def allow_symbolic_keys(module: nn.Module) -> None:
-    """Replaces the dicts of a module and its submodules by ones that accept free sizes as keys."""
-    for part in module.modules():
-        for name, value in vars(part).items():
-            if type(value) is dict and not name.startswith("_forward") and name not in vars(nn.Module()):
-                vars(part)[name] = SizeCache(value)

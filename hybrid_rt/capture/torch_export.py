@@ -21,7 +21,9 @@ from ..common.errors import CaptureError
 from ..common.silenced import silenced
 from ..common.specs import UNBOUNDED, TensorSpec, dtype_name
 from ..torchscript.autograd_functions import forwards_alone
+from ..torchscript.function_caches import without_function_caches
 from .export_conditions import FUNCTIONS
+from .size_caches import separate_module_caches
 
 _OPERATORS = {
     ast.Add: "+",
@@ -116,7 +118,14 @@ def export(
     """
     shapes = tuple({d: Dim.AUTO(min=low, max=high) for d, (low, high) in _free(spec)} for spec in specs)
     try:
-        with torch.no_grad(), free_sizes(), silenced(_LOGGER), forwards_alone():
+        with (
+            torch.no_grad(),
+            free_sizes(),
+            silenced(_LOGGER),
+            forwards_alone(),
+            separate_module_caches(chain),
+            without_function_caches(chain),
+        ):
             exported = torch.export.export(chain, tuple(examples), dynamic_shapes=(shapes,), strict=False)
     except Exception as error:  # the user's code and torch may raise anything
         raise CaptureError.make(

@@ -47,7 +47,11 @@ bool has_columns(const at::Tensor& tensor) {
   const auto sizes = row_sizes(tensor, 1);
   if (!sizes || tensor.size(-1) <= kBoxColumns || tensor.size(-1) > kMostColumns) return false;
   const at::Tensor rows = as_rows(tensor, *sizes);
-  return score_column(rows, rows).has_value();
+  return score_columns(rows, rows).has_value();
+}
+
+bool is_within_one(const at::Tensor& values) {
+  return at::logical_and(values >= 0, values <= 1).all().item<bool>();
 }
 
 bool begins_with(const at::Tensor& tensor, const std::vector<int64_t>& sizes) {
@@ -150,19 +154,31 @@ bool holds_detections(const at::Tensor& tensor) {
   return at::logical_and(at::logical_and(score >= 0, score <= 1), label == label.round()).all().item<bool>();
 }
 
-std::optional<int64_t> score_column(const at::Tensor& expected, const at::Tensor& found) {
-  if (holds_detections(expected) && holds_detections(found)) return kBoxColumns;
-  std::optional<int64_t> column;
+at::Tensor ScoreColumns::of(const at::Tensor& rows) const {
+  const at::Tensor scores = rows.narrow(2, first, 1);
+  if (!is_product) return scores;
+  // Rounded as the detector rounded it before it sorted.
+  return (scores.to(at::kFloat) * rows.narrow(2, first + 1, 1).to(at::kFloat)).to(at::kDouble);
+}
+
+std::optional<ScoreColumns> score_columns(const at::Tensor& expected, const at::Tensor& found) {
+  if (holds_detections(expected) && holds_detections(found)) return ScoreColumns{kBoxColumns, false};
+  std::vector<int64_t> within;
   for (int64_t i = 0; i < expected.size(2); ++i) {
-    const auto may_be = [&](const at::Tensor& side) {
-      const at::Tensor values = side.select(2, i);
-      return at::logical_and(values >= 0, values <= 1).all().item<bool>() && descend(values);
-    };
-    if (!may_be(expected) || !may_be(found)) continue;
-    if (column) return std::nullopt;
-    column = i;
+    if (is_within_one(expected.select(2, i)) && is_within_one(found.select(2, i))) within.push_back(i);
   }
-  return column;
+  for (const bool is_product : {false, true}) {
+    std::vector<ScoreColumns> candidates;
+    for (const int64_t i : within) {
+      if (is_product && std::count(within.begin(), within.end(), i + 1) == 0) continue;
+      const ScoreColumns columns{i, is_product};
+      if (!descend(columns.of(expected).squeeze(2)) || !descend(columns.of(found).squeeze(2))) continue;
+      candidates.push_back(columns);
+    }
+    if (candidates.size() > 1) return std::nullopt;
+    if (!candidates.empty()) return candidates.front();
+  }
+  return std::nullopt;
 }
 
 std::vector<Group> groups_in(const NamedTensors& tensors) {

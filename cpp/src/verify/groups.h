@@ -26,7 +26,7 @@ struct Group {
 
 /// Finds detections in other containers than a list of dicts: tensors with one row per box. These are scores [n], [n,
 /// 1] or with a batch before, boxes with 4 columns, and any others with the same first sizes, in one container or at
-/// the same index of parallel lists. A tensor [n, k], k > 4, with a column of scores is such a group as well, alone or
+/// the same index of parallel lists. A tensor [n, k], k > 4, with scores in its columns is such a group as well, alone or
 /// beside others. Leaves out groups if a tensor elsewhere may have rows of theirs.
 std::vector<Group> groups_in(const NamedTensors& tensors);
 
@@ -47,8 +47,17 @@ at::Tensor are_whole(const at::Tensor& tensor, int64_t axis);
 /// is a whole number.
 bool holds_detections(const at::Tensor& tensor);
 
+/// The scores of rows that have all fields in their columns.
+struct ScoreColumns {
+  int64_t first;
+  bool is_product;  ///< the score is this column times the next one: objectness and class score
+
+  /// Returns the scores [batch, rows, 1] of rows [batch, rows, columns].
+  at::Tensor of(const at::Tensor& rows) const;
+};
+
 /// Returns the only column of rows [batch, rows, columns] that can be that of scores on both sides: values in 0..1 that
-/// descend.
-std::optional<int64_t> score_column(const at::Tensor& expected, const at::Tensor& found);
+/// descend. If there is none, returns the only two neighbours in 0..1 whose product descends.
+std::optional<ScoreColumns> score_columns(const at::Tensor& expected, const at::Tensor& found);
 
 }  // namespace hybrid_rt

@@ -98,7 +98,7 @@ class Partners {
 /// Returns the parts of rows that have all fields in their columns, scores first; nothing without scores. Columns that
 /// are whole on both sides have to be equal; others in 0..1 are apart from coordinates.
 std::optional<std::vector<Part>> parts_of_columns(const at::Tensor& a, const at::Tensor& b, double limit) {
-  const auto scores = score_column(a, b);
+  const auto scores = score_columns(a, b);
   if (!scores) return std::nullopt;
   std::vector<int64_t> whole;
   std::vector<int64_t> small;
@@ -106,13 +106,13 @@ std::optional<std::vector<Part>> parts_of_columns(const at::Tensor& a, const at:
   const at::Tensor whole_on_both = at::logical_and(are_whole(a, 2), are_whole(b, 2));
   const bool is_box_score_label = holds_detections(a);
   for (int64_t i = 0; i < a.size(2); ++i) {
-    if (i == *scores) continue;
+    if (i == scores->first && !scores->is_product) continue;
     const at::Tensor values = a.select(2, i);
     const bool is_small = at::logical_and(values >= 0, values <= 1).all().item<bool>();
     const bool must_be_equal = is_box_score_label ? i > kBoxColumns : whole_on_both[i].item<bool>();
     (must_be_equal ? whole : is_small && !is_box_score_label ? small : others).push_back(i);
   }
-  std::vector<Part> parts = {part_of(a.narrow(2, *scores, 1), b.narrow(2, *scores, 1), false, limit)};
+  std::vector<Part> parts = {part_of(scores->of(a), scores->of(b), false, limit)};
   for (const auto& [columns, must_be_equal] : {std::pair{whole, true}, {small, false}, {others, false}}) {
     if (columns.empty()) continue;
     const at::Tensor index = at::tensor(columns, at::kLong);

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ...common.error_text import described
 from ...common.errors import CaptureError
 from ..autograd_functions import forwards_alone
+from ..function_caches import without_function_caches
 from ..generated_module import generated_class
 from ..observed_types import ObservedTypes, located, type_of
 from .archives import freeze, submodule
@@ -247,12 +248,13 @@ def script_detector(detector: nn.Module, types: ObservedTypes) -> torch.jit.Scri
             vars(module)["_has_warned"] = True
         if module is not detector and _returns_pair_if_scripted(module):
             _return_detections(module)
-    try:
-        scripted = script(detector, types)
-    except CaptureError:
-        if not use_modules_for_objects(detector):
-            raise
-        scripted = script(detector, types)
+    with without_function_caches(detector):
+        try:
+            scripted = script(detector, types)
+        except CaptureError:
+            if not use_modules_for_objects(detector):
+                raise
+            scripted = script(detector, types)
     if returns_losses_and_detections(scripted):
         scripted = script(_DetectionsOnly(scripted).eval())
     return scripted

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from hybrid_rt.capture.export_head import export_head
-from hybrid_rt.capture.symbolic_numbers import SizeCache, symbolic_numbers
+from hybrid_rt.capture.size_caches import SizeCache
+from hybrid_rt.capture.symbolic_numbers import symbolic_numbers
 
 
 class Converts(nn.Module):

@@ -56,6 +56,12 @@ def columns(boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
     return torch.cat([boxes, scores[:, None], labels[:, None].float()], dim=1)
 
 
+def columns_with_objectness(boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
+    """Returns rows [n, 7] as YOLOX's: only the product of objectness and class score descends."""
+    objectness = torch.where(labels == 1, 0.9, 0.5)
+    return torch.cat([boxes, objectness[:, None], (scores / 2 / objectness)[:, None], labels[:, None].float()], dim=1)
+
+
 WRITTEN: dict[str, Callable[[Tensor, Tensor, Tensor], Any]] = {
     "dict": lambda boxes, scores, labels: {"boxes": boxes, "scores": scores, "labels": labels},
     "dict with several numbers per box": lambda boxes, scores, labels: {
@@ -84,6 +90,7 @@ WRITTEN: dict[str, Callable[[Tensor, Tensor, Tensor], Any]] = {
         torch.stack([labels, labels]),
     ),
     "columns": columns,
+    "columns with objectness": columns_with_objectness,
     "batch of columns": lambda boxes, scores, labels: {
         "found": torch.stack([columns(boxes, scores, labels), columns(boxes * 2, scores / 2, labels)])
     },
