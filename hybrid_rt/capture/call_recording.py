@@ -135,7 +135,7 @@ def record_samples(
     for sample in samples[len(runs) :]:
         try:
             with torch.no_grad(), HeadOperators(), recording(sample.detector, names) as run:
-                sample.detector(*sample.arguments)
+                sample.detector(*map_tensors(sample.arguments, Tensor.clone))
         except Exception as error:
             # The detector may refuse a derived size or a black image; the example is then enough.
             if sample.required:
@@ -145,7 +145,7 @@ def record_samples(
         runs.append(run)
     if not any(all(run[name] for name in names) for run in runs):
         with torch.no_grad(), recording(observation.detector, names) as run:
-            observation.detector(*observation.example)
+            observation.detector(*map_tensors(observation.example, Tensor.clone))
         runs.append(run)
     return runs
 

@@ -246,8 +246,9 @@ class OwnNoise(TorchDispatchMode):
 def own_noise(detector: nn.Module, arguments: tuple[Any, ...]) -> OwnNoise:
     """Runs the detector, and returns the recorded noise."""
     noise = OwnNoise()
+    own = map_tensors(arguments, Tensor.clone)
     with torch.no_grad(), noise:
-        detector(*arguments)
+        detector(*own)
     return noise
 
 
@@ -278,6 +279,7 @@ def find_effects_and_draws(detector: nn.Module, arguments: tuple[Any, ...]) -> t
 
 def _findings_of_run(detector: nn.Module, arguments: tuple[Any, ...]) -> tuple[dict[str, str], str]:
     effects = SideEffects(detector)
+    own = map_tensors(arguments, Tensor.clone)  # the detector may write into them, or add entries to a dict
     with torch.no_grad(), effects:
-        detector(*arguments)
+        detector(*own)
     return effects.findings, effects.drawn

@@ -1,7 +1,7 @@
 """Replaces Python's number types in a detector's code while torch.export records it.
 
-Otherwise ``int(x.shape[2])`` would fix a free size permanently, and ``isinstance(size, int)`` would be false although it
-is true in a normal run.
+Otherwise ``int(x.shape[2])`` would fix a free size permanently, and ``isinstance(size, int)`` would be false although
+it is true in a normal run.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from .errors import OptionError
+from .tensor_tree import map_tensors
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def benchmark(
         for name, call in cases.items():
             first[name] = _timed(call, inputs)
             for _ in range(warm_up):
-                call(*inputs)
+                _timed(call, inputs)
         times: dict[str, list[float]] = {name: [] for name in cases}
         for _ in range(repeat):
             for name, call in cases.items():
@@ -101,7 +102,7 @@ def times_of(call: Callable[..., Any], inputs: tuple[Any, ...], *, repeat: int, 
     """Returns the milliseconds of each of ``repeat`` calls, after ``warm_up`` calls that are not counted."""
     with torch.inference_mode(), _no_collector():
         for _ in range(warm_up):
-            call(*inputs)
+            _timed(call, inputs)
         return [_timed(call, inputs) for _ in range(repeat)]
 
 
@@ -117,6 +118,7 @@ def _no_collector() -> Iterator[None]:
 
 
 def _timed(call: Callable[..., Any], inputs: tuple[Any, ...]) -> float:
+    inputs = map_tensors(inputs, lambda tensor: tensor)  # own lists and dicts: a detector may add entries to them
     start = time.perf_counter()
     call(*inputs)
     return (time.perf_counter() - start) * 1e3

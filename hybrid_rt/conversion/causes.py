@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from ..capture.side_effects import own_noise
 from ..capture.state import same_results
-from ..common.errors import HybridRTError, VerificationError
+from ..common.errors import HybridRTError, VerificationError, split_code
 from ..common.tensor_tree import map_tensors
 from ..common.value_tree import opened
 
@@ -30,7 +31,7 @@ def explained(error: HybridRTError, detector: nn.Module, example: tuple[Any, ...
     """
     if error.code not in _COMPARISONS:
         return error
-    noise = own_noise(detector, map_tensors(example, Tensor.clone))
+    noise = own_noise(detector, example)
     drawn = noise.random or _random_in_python(detector, example)
     if drawn:
         return VerificationError.make(
@@ -76,3 +77,24 @@ def warn_of_random_numbers(detector: nn.Module, drawn: str) -> None:
             RuntimeWarning,
             stacklevel=2,
         )
+
+
+def warn_of_recorded_branches(detector: nn.Module, mode: str, refused: Mapping[str, str]) -> None:
+    """Warns about a recorded head of a detector whose code branches or loops on values.
+
+    Args:
+        detector: the detector, whose class is named.
+        mode: how the head was converted.
+        refused: the reasons against the heads that were tried before, by their names.
+    """
+    reason, code = split_code(refused.get("export", ""))
+    if mode != "trace" or code != "branch-on-values":
+        return
+    got = reason.partition(". Write it")[0]
+    warnings.warn(
+        f"hybrid_rt[convert]: detector {type(detector).__name__}: expected a head that has no branches on values, "
+        f"got {got}. The hybrid keeps the branches and loops of the example. Its results did not differ on the inputs "
+        "that were compared, but may on others. To accept this, pass head='trace'.",
+        RuntimeWarning,
+        stacklevel=2,
+    )

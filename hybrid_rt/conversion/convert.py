@@ -38,7 +38,7 @@ from .assemble.variant_trials import require_running
 from .attempts import Attempt, Work, attempt_cut, attempt_whole, build_hybrid
 from .auto_precision import Candidate, candidates, choose
 from .calibration import calibration_samples, warn_of_few
-from .causes import explained, warn_of_random_numbers
+from .causes import explained, warn_of_random_numbers, warn_of_recorded_branches
 from .checks import Checks, check_hybrid
 from .class_names import check_labels, names_for
 from .isolation.isolated_compiler import compiling_in_isolation, expect
@@ -312,6 +312,7 @@ def _convert(
         result.save(wanted.output.report)  # of a hybrid that is refused too: it shows what differs
     require(checks.verification)
     warn_of_random_numbers(detector, profile.drawn)
+    warn_of_recorded_branches(detector, taken.mode, taken.refused)
     return ConversionResult(hybrid.module, result)
 
 

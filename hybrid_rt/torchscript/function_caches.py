@@ -21,13 +21,13 @@ def without_function_caches(detector: nn.Module) -> Iterator[None]:
     """Within it, the cached functions and methods in the Python modules of a detector's packages compute each call."""
     changed: list[tuple[Any, str, Any]] = []
     try:
-        for owner, name, cached in list(_cached(detector)):
-            changed.append((owner, name, cached))
-            _put(owner, name, cached.__wrapped__)
+        for owner, name, value in list(_cached(detector)):
+            changed.append((owner, name, value))
+            _put(owner, name, _plain(value))
         yield
     finally:
-        for owner, name, cached in changed:
-            _put(owner, name, cached)
+        for owner, name, value in changed:
+            _put(owner, name, value)
 
 
 def _put(owner: Any, name: str, value: Any) -> None:
@@ -46,5 +46,15 @@ def _cached(detector: nn.Module) -> Iterator[tuple[Any, str, Any]]:
                 yield from ((kind, name, value) for name, value in vars(kind).items() if _is_cached(value))
 
 
+_BOUND = (staticmethod, classmethod)
+
+
 def _is_cached(value: Any) -> bool:
-    return isinstance(value, functools._lru_cache_wrapper)
+    return isinstance(value.__func__ if isinstance(value, _BOUND) else value, functools._lru_cache_wrapper)
+
+
+def _plain(value: Any) -> Any:
+    if not isinstance(value, _BOUND):
+        return value.__wrapped__
+    cached: Any = value.__func__
+    return type(value)(cached.__wrapped__)

@@ -50,9 +50,7 @@ bool has_columns(const at::Tensor& tensor) {
   return score_columns(rows, rows).has_value();
 }
 
-bool is_within_one(const at::Tensor& values) {
-  return at::logical_and(values >= 0, values <= 1).all().item<bool>();
-}
+bool is_within_one(const at::Tensor& values) { return at::logical_and(values >= 0, values <= 1).all().item<bool>(); }
 
 bool begins_with(const at::Tensor& tensor, const std::vector<int64_t>& sizes) {
   return tensor.dim() >= static_cast<int64_t>(sizes.size()) &&

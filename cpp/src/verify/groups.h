@@ -26,8 +26,8 @@ struct Group {
 
 /// Finds detections in other containers than a list of dicts: tensors with one row per box. These are scores [n], [n,
 /// 1] or with a batch before, boxes with 4 columns, and any others with the same first sizes, in one container or at
-/// the same index of parallel lists. A tensor [n, k], k > 4, with scores in its columns is such a group as well, alone or
-/// beside others. Leaves out groups if a tensor elsewhere may have rows of theirs.
+/// the same index of parallel lists. A tensor [n, k], k > 4, with scores in its columns is such a group as well, alone
+/// or beside others. Leaves out groups if a tensor elsewhere may have rows of theirs.
 std::vector<Group> groups_in(const NamedTensors& tensors);
 
 /// Returns true for a dense tensor of numbers with at least one axis.

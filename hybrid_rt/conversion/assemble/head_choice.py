@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...capture.profile import Profile
+from ...capture.value_samples import with_other_values
 from ...common.error_text import described
 from ...common.errors import (
     CaptureError,
@@ -25,6 +26,9 @@ from .hybrid import Hybrid
 
 CUT_HEAD = "export"
 """The only head of a detector whose segment was cut out of its exported graph."""
+
+RECORDED_HEAD = "trace"
+"""The head that keeps the branches and loops that the example takes."""
 
 _LONGEST_REASON = 400
 
@@ -60,8 +64,8 @@ def head_choices(
     """Yields the heads that can be used, best first; each is built on demand. Takes the reason against the last one.
 
     With "auto", an exported or recorded head is compared with the detector before it is yielded: on the example, and on
-    the further inputs that were derived from it (the sizes of ``shapes=``, black images). A scripted head is compared
-    later, with the whole hybrid.
+    the further inputs that were derived from it (the sizes of ``shapes=``, black images), a recorded one also on other
+    values. A scripted head is compared later, with the whole hybrid.
 
     Args:
         profile: the detector.
@@ -87,7 +91,7 @@ def head_choices(
     for mode in HEADS if profile.cut is None else (CUT_HEAD,):
         try:
             hybrid = assemble(profile, builds, mode, device)
-            difference = "" if mode == HEADS[0] else _difference(profile, hybrid, limits)
+            difference = "" if mode == HEADS[0] else _difference(profile, hybrid, limits, mode)
         except (FusionError, SegmentError):
             raise  # with other engines the same mode may take it
         except CaptureError as error:
@@ -121,9 +125,13 @@ def head_fails(error: BaseException) -> VerificationError:
     )
 
 
-def _difference(profile: Profile, hybrid: Hybrid, limits: Limits) -> str:
+def _difference(profile: Profile, hybrid: Hybrid, limits: Limits, mode: str) -> str:
     """Returns how the hybrid differs from the detector, or an empty string."""
-    inputs = [profile.example, *(_as_many(sample.arguments, profile.example) for sample in profile.samples)]
+    known = [(profile.example, profile.observation.result)]
+    if mode == RECORDED_HEAD:
+        known += with_other_values(profile.truth, profile.example)
+    inputs = [arguments for arguments, _ in known]
+    inputs += [_as_many(sample.arguments, profile.example) for sample in profile.samples]
     try:
         with hybrid.in_promised_precision() as module:
             compared = compare_modules(
@@ -132,7 +140,7 @@ def _difference(profile: Profile, hybrid: Hybrid, limits: Limits) -> str:
                 inputs,
                 precision=limits.precision,
                 thresholds=limits.thresholds,
-                known=[profile.observation.result],
+                known=[result for _, result in known],
                 require_detections=False,
             )
     except HybridRTError as error:

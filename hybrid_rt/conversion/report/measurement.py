@@ -201,6 +201,7 @@ def _seen_by_engine(detector: nn.Module, sizes: Sequence[Size]) -> Size:
 
 
 def _milliseconds(call: Callable[..., Any], arguments: tuple[Any, ...]) -> float:
+    arguments = map_tensors(arguments, lambda tensor: tensor)  # own lists and dicts: it may add entries to them
     start = time.perf_counter()
     call(*arguments)
     return (time.perf_counter() - start) * 1e3

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from inspect import signature
 from types import FunctionType
 from typing import Any, get_type_hints
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...common.error_text import described
 from ...common.errors import CaptureError
+from ...common.tensor_tree import map_tensors
 from ..autograd_functions import forwards_alone
 from ..function_caches import without_function_caches
 from ..generated_module import generated_class
@@ -133,17 +134,25 @@ def _with_types(types: ObservedTypes) -> Iterator[None]:
 
 
 def _scripted(module: nn.Module, types: ObservedTypes | None) -> torch.jit.ScriptModule:
+    first: Exception | None = None
     with quiet():
         if types is not None:
             for annotation in ("Optional[Tensor]", "Any"):
-                with suppress(Exception), _attempt(), _typed_where_none(annotation), _with_types(types):
-                    return torch.jit.script(module)
+                try:
+                    with _attempt(), _typed_where_none(annotation), _with_types(types):
+                        return torch.jit.script(module)
+                except Exception as error:  # the compiler may raise anything
+                    first = first or error
         try:
             with _attempt(), _typed_where_none("Optional[Tensor]"):
                 return torch.jit.script(module)
-        except Exception:
+        except Exception as error:
+            first = first or error
+        try:
             with _attempt():  # some code compiles only if no tensor is optional: then each one must be passed
                 scripted = torch.jit.script(module)
+        except Exception as error:
+            raise first from error  # it knew the most types, so that it got the furthest
     for argument in scripted.forward.schema.arguments:
         if str(argument.type) == "Tensor" and argument.has_default_value():
             raise TypeError(
@@ -270,9 +279,10 @@ def trace_head(module: nn.Module, example: tuple[Any, ...]) -> torch.jit.ScriptM
     Raises:
         CaptureError: The tracer fails. The text includes its message.
     """
+    own = map_tensors(example, Tensor.clone)  # the detector may write into them
     try:
         with _recording():
-            return torch.jit.trace(module, example, check_trace=False, strict=False)
+            return torch.jit.trace(module, own, check_trace=False, strict=False)
     except CaptureError:
         raise
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Tests of int(), float(), isinstance() and dicts keyed by size in code that torch.export records."""
+"""Tests of int(), float(), isinstance() and sizes in code that torch.export records."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from hybrid_rt.capture.export_head import export_head
-from hybrid_rt.capture.size_caches import SizeCache
 from hybrid_rt.capture.symbolic_numbers import symbolic_numbers
 
 
@@ -93,10 +92,3 @@ def test_names_are_unchanged_after_an_error() -> None:
         _look_at_int(here)
     assert "int" not in here
     assert "float" not in here
-
-
-def test_a_cache_keeps_its_entries() -> None:
-    cache = SizeCache({(1, 2): "a"})
-    assert (cache[1, 2], cache.get((3, 4)), (1, 2) in cache) == ("a", None, True)
-    cache[3, 4] = "b"
-    assert cache.get((3, 4)) == "b"

@@ -153,7 +153,8 @@ def test_an_operator_that_an_engine_refuses_is_left_out_of_the_part(
 
 @pytest.mark.slow
 def test_without_a_graph_segments_end_at_module_borders(tmp_path: Path) -> None:
-    report = converted(Branching(), tmp_path / "borders.pt", segments="graph")
+    with pytest.warns(RuntimeWarning, match="The hybrid keeps the branches and loops of the example"):
+        report = converted(Branching(), tmp_path / "borders.pt", segments="graph")
     assert ([engine.name for engine in report.engines], report.head) == (["backbone"], "trace")
     (given_up,) = report.given_up
     assert given_up.what == "one engine for the largest part of Branching's exported graph"

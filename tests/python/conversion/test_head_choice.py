@@ -54,7 +54,10 @@ class ReadsValues(SmallDetector):
 @pytest.mark.slow
 def test_unexportable_heads_are_recorded(tmp_path: Path) -> None:
     detector = ReadsValues()
-    report = report_of(detector, tmp_path / "a.pt")
+    with pytest.warns(
+        RuntimeWarning, match=r"a head that has no branches on values, got one at test_head_choice.py:\d+ in"
+    ):
+        report = report_of(detector, tmp_path / "a.pt")
     assert report.head == "trace"
     assert list(report.head_refused) == ["script", "export"]
     assert "if float(scores.max()) >= -1 else boxes'" in report.head_refused["export"]
@@ -81,6 +84,50 @@ def test_heads_that_no_mode_converts_are_refused_with_all_reasons(tmp_path: Path
     assert (caught.value.code, text.count("[no-head-fits]")) == ("no-head-fits", 1)
     assert "test_head_choice.py:" in text
     assert not list(tmp_path.iterdir())
+
+
+class Peaks(nn.Module):
+    """Moves each peak by a quarter of a cell in a loop of Python, as pose networks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 8, 3, stride=4, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1))
+
+    def forward(self, images: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+        maps = self.backbone(images)[0]
+        found = []
+        for one in maps:
+            width = int(one.shape[1])
+            y, x = int(one.argmax()) // width, int(one.argmax()) % width
+            right = one[y, min(x + 1, width - 1)] > one[y, max(x - 1, 0)]
+            found.append(torch.tensor([x + 0.25 if right else x - 0.25, y]))
+        return torch.stack(found), maps.amax((1, 2))
+
+
+class CountsImages(nn.Module):
+    """Takes points [n, 4] whose first column is the image, and loops over the images, as point cloud networks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Linear(3, 64), nn.ReLU(), nn.Linear(64, 8))
+
+    def forward(self, points: Tensor, **options: Any) -> list[Tensor]:
+        features = self.backbone(points[:, 1:])
+        return [features[points[:, 0] == i].amax(0) for i in range(int(points[:, 0].max().item()) + 1)]
+
+
+POINTS = torch.cat([torch.tensor([[0.0], [0.0], [1.0], [1.0]]), torch.linspace(-1, 1, 12).view(4, 3)], 1)
+
+
+@pytest.mark.parametrize(("detector", "example"), [(Peaks, small_image(64, 48)), (CountsImages, POINTS)])
+def test_a_recording_that_keeps_values_of_the_example_is_refused(
+    detector: type[nn.Module], example: Tensor, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    with pytest.raises(
+        CaptureError, match=r"\n  trace: it (finds something else|fails on inputs of other sizes or values): "
+    ):
+        hybrid_rt.convert(detector().eval(), (example,), tmp_path / "a.pt", **OPTIONS)
 
 
 class ScriptsOtherwise(SmallDetector):

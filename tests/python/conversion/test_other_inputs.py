@@ -90,6 +90,34 @@ def test_a_range_by_the_name_of_another_input_names_the_way_out(tmp_path: Path) 
         hybrid_rt.convert(PointDetector().eval(), points(40), tmp_path / "no.pt", shapes={"points": (1, 100)})
 
 
+class WritesIntoItsInputs(nn.Module):
+    """Passes features on in the dict that it gets, as OpenPCDet does, and normalises the image in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Conv2d(3, 8, 3, stride=4, padding=1)
+
+    def forward(self, batch: dict[str, Tensor], levels: list[Tensor]) -> dict[str, Tensor]:
+        batch["image"].sub_(0.5).div_(0.25)
+        batch["features"] = self.backbone(batch["image"])
+        levels.append(batch["features"].relu())
+        return {"scores": levels[0].sigmoid(), "found": levels[-1]}
+
+
+@pytest.mark.parametrize("head", ["script", "export", "trace"])
+def test_arguments_that_the_detector_changes(head: str, tmp_path: Path) -> None:
+    def arguments() -> tuple[Any, ...]:
+        generator = torch.Generator().manual_seed(3)
+        return {"image": torch.rand(1, 3, 32, 48, generator=generator)}, [torch.rand(1, 5, generator=generator)]
+
+    detector, example, path = WritesIntoItsInputs().eval(), arguments(), tmp_path / "writes.pt"
+    options = {"segments": ["backbone"], "engine": "torchscript", "head": head}
+    report = hybrid_rt.convert(detector, example, path, **options).report
+    assert report.measurement is not None
+    torch.testing.assert_close(example, arguments())
+    torch.testing.assert_close(hybrid_rt.load(path)(*arguments()), detector(*arguments()))
+
+
 class Guided(nn.Module):
     """Takes an image and points."""
 
