@@ -180,7 +180,7 @@ def build(*, is_release: bool) -> Path:
         "CMAKE_EXE_LINKER_FLAGS": " ".join(f'"-Wl,-rpath-link,{path}"' for path in library_directories()),
         "CMAKE_BUILD_TYPE": "Release",
         "CMAKE_UNITY_BUILD": "ON",
-        "CMAKE_UNITY_BUILD_BATCH_SIZE": 36,  # two translation units of the library, for two cores
+        "CMAKE_UNITY_BUILD_BATCH_SIZE": 40,  # two translation units of the library, for two cores
         "HYBRID_RT_TORCH_FOLDER": packages_of("torch") / "torch",
         "HYBRID_RT_BACKENDS": ";".join(BACKENDS),
         "HYBRID_RT_OPENVINO_INCLUDE": packages_of("openvino") / "openvino" / "include",
