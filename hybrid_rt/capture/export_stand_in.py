@@ -8,6 +8,8 @@ torchvision's nms and batched_nms: torch.export would record the first as if it 
 second branches on the number of boxes. The first is replaced by hybrid_rt's nms; TorchScript compiles the second as it
 is. The decoding and pooling of boxes branch on their number too, and the batch of images on their sizes; they get
 equivalents that do not.
+
+torch.linspace: its operator takes a fixed number of steps; a free one is computed from torch.arange.
 """
 
 from __future__ import annotations
@@ -143,6 +145,20 @@ def _batched(self: GeneralizedRCNNTransform, images: list[Tensor], size_divisibl
     return torch.stack(padded)
 
 
+_fixed_linspace = torch.linspace
+
+
+def _linspace(start: Any, end: Any, steps: Any, **options: Any) -> Tensor:
+    """Computes torch.linspace for a free number of steps, from both ends as torch does."""
+    if not isinstance(steps, torch.SymInt):
+        return _fixed_linspace(start, end, steps, **options)
+    dtype = options.pop("dtype", None) or torch.get_default_dtype()
+    last = _largest(steps - 1, 1)
+    step = (end - start) / last
+    places = torch.arange(steps, dtype=dtype, **options)
+    return torch.where(places < steps // 2, start + places * step, end - (last - places) * step)
+
+
 @contextmanager
 def _as_operators() -> Iterator[None]:
     """Replaces torchvision's functions with operators, also in modules that imported them by name."""
@@ -151,6 +167,7 @@ def _as_operators() -> Iterator[None]:
     methods: list[tuple[Any, str, Any]] = [
         (BoxCoder, "decode", _decode),
         (poolers, "_multiscale_roi_align", _pooled),
+        (torch, "linspace", _linspace),
         (GeneralizedRCNNTransform, "batch_images", _batched),
     ]
     before = [getattr(owner, name) for owner, name, _ in methods]

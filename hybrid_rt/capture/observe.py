@@ -18,6 +18,7 @@ from ..common.errors import CaptureError
 from ..common.structure import Structure, structure_of
 from ..common.submodules import modules_with_hooks
 from ..common.tensor_tree import map_tensors
+from ..torchscript.function_caches import without_function_caches
 from ..torchscript.observed_types import ObservedTypes
 from .counted_work import NO_WORK, Work, WorkCounter
 
@@ -148,6 +149,7 @@ class _Observer:
             arguments = map_tensors(example, Tensor.clone)  # it may change them
             if counts:
                 hooks.enter_context(WorkCounter(self._count))
+                hooks.enter_context(without_function_caches(self.detector))  # to see the types in cached functions too
                 hooks.enter_context(self.types.observing())
             self.counts = counts
             start = time.perf_counter()

@@ -20,6 +20,7 @@ from ..autograd_functions import forwards_alone
 from ..function_caches import without_function_caches
 from ..generated_module import generated_class
 from ..observed_types import ObservedTypes, located, type_of
+from ..rewritten_calls import inherited_methods, rewrite_calls
 from .archives import freeze, submodule
 from .graphs import returns_losses_and_detections
 from .helper_objects import use_modules_for_objects
@@ -124,6 +125,7 @@ def _with_types(types: ObservedTypes) -> Iterator[None]:
         parsed = original(function)
         parsed = parsed._replace(ast=copy.deepcopy(parsed.ast))  # torch caches it
         types.complete(parsed.ast.body[0], function, (parsed.filename, parsed.file_lineno))
+        rewrite_calls(parsed.ast.body[0], function)
         return parsed
 
     frontend.parse_def = parse_def
@@ -252,6 +254,7 @@ def script_detector(detector: nn.Module, types: ObservedTypes) -> torch.jit.Scri
     """
     for module in detector.modules():
         _annotate_as_held(module)
+        _name_inherited(module)
         if hasattr(module, "_has_warned"):
             # torchvision warns once that scripted detectors return a pair, which is unwrapped here.
             vars(module)["_has_warned"] = True
@@ -378,6 +381,17 @@ def _nothing(self: nn.Module) -> None:
 
 def _exported(method: FunctionType) -> Any:
     return torch.jit.export(_copied(method))
+
+
+def _name_inherited(module: nn.Module) -> None:
+    """Gives a module the methods of base classes that its own call by ``super()`` under names of their own."""
+    owner = type(module)
+    named: dict[str, Any] = {}
+    for name, method in inherited_methods(owner).items():
+        named[name] = _copied(method)
+        named[name].__name__ = name  # TorchScript takes a method's name from the function
+    if named:
+        module.__class__ = type(owner.__name__, (owner,), {**named, "__module__": owner.__module__})
 
 
 def _annotate_as_held(module: nn.Module) -> None:

@@ -239,6 +239,25 @@ def test_rounded_sizes_stay_free() -> None:
         assert head.takes([(1, 3, *sides)])
 
 
+class Places(nn.Module):
+    """Adds places from torch.linspace to the pixels, and returns a fixed number of bins."""
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        height, width = images.shape[2:]
+        down = torch.linspace(0.5, height - 0.5, height) / height
+        across = torch.linspace(-1, 1, steps=width, dtype=images.dtype, device=images.device)
+        return images + down[:, None] + across, torch.linspace(0, 1, 5)
+
+
+def test_linspace_keeps_its_number_of_steps_free() -> None:
+    detector = Places()
+    head = exported(detector, torch.rand(1, 3, 24, 32))
+    for sides in ((24, 32), (1, 2), (33, 57)):
+        images = torch.rand(1, 3, *sides)
+        assert head.takes([images.shape])
+        torch.testing.assert_close(tuple(head.program.module()(images)), detector(images))
+
+
 class Wide(SmallDetector):
     """Branches on a fraction of the sizes."""
 

@@ -104,6 +104,7 @@ class Detector(nn.Module):
 
 def test_torchscript_sees_through_lru_cache(tmp_path: Path) -> None:
     detector, path = Detector().eval(), tmp_path / "cached.pt"
+    detector(small_image())  # so that the conversion finds the example's size in the cache
     ranges = {"height": (32, 96), "width": (32, 96)}
     report = hybrid_rt.convert(
         detector, (small_image(),), path, segments=["backbone"], shapes=ranges, engine="torchscript", measure=False
