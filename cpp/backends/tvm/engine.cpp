@@ -2,6 +2,7 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <c10/util/StringUtil.h>
 #include <sched.h>
 
 #include <cstring>
@@ -9,7 +10,6 @@
 
 #include "hybrid_rt/error.h"
 #include "hybrid_rt/plugin/dtype_table.h"
-#include "hybrid_rt/plugin/nan_values.h"
 
 namespace hybrid_rt::tvm {
 namespace {
@@ -96,12 +96,11 @@ std::vector<std::string> cores() {
   return found;
 }
 
-/// Creates the calling thread's pool of threads.
-void make_thread_pool(int threads) {
+/// Creates the calling thread's pool of threads, which may run on the given cores.
+void make_thread_pool(int threads, const std::vector<std::string>& all) {
   const Library& library = Library::instance();
   const Value array = library.global("ffi.Array");
   const Value configure = library.global("runtime.config_threadpool");
-  const std::vector<std::string> all = cores();
   // The first call creates one thread per core that it names, the second lets them run on all cores.
   std::vector<TVMFFIAny> some;
   for (int i = 0; i < threads; ++i) some.push_back(argument(all[static_cast<size_t>(i) % all.size()].c_str()));
@@ -170,7 +169,6 @@ TvmEngine::TvmEngine(const ArtifactSpec& spec, const at::Tensor& library, Condit
     : conditions_(std::move(conditions)),
       outputs_(spec.outputs),
       threads_(options.threads > 0 ? options.threads : at::get_num_threads()),
-      loses_nan_(!asks_for_nan(library)),
       file_("tvm", library),
       // TVM's generic function derives the format from the path's extension, which this path lacks.
       library_(Library::instance()
@@ -181,9 +179,10 @@ TvmEngine::TvmEngine(const ArtifactSpec& spec, const at::Tensor& library, Condit
 }
 
 std::unique_ptr<TvmEngine::Machine> TvmEngine::make_machine() const {
-  auto machine = std::make_unique<Machine>();
+  const std::vector<std::string> all = cores();
+  const std::string kind = std::to_string(threads_) + " threads on cores " + c10::Join(" ", all);
+  auto machine = std::make_unique<Machine>(kind, [&] { make_thread_pool(threads_, all); });
   machine->thread.run([&] {
-    make_thread_pool(threads_);
     machine->module = function_of(library_, "vm_load_executable").call("artifact", {});
     function_of(machine->module, "vm_initialization")
         .call("artifact", {argument(int64_t{kDLCPU}), argument(int64_t{0}), argument(kNaiveAllocator)});
@@ -194,7 +193,6 @@ std::unique_ptr<TvmEngine::Machine> TvmEngine::make_machine() const {
 
 std::vector<at::Tensor> TvmEngine::run(at::ArrayRef<at::Tensor> inputs) {
   conditions_.check(inputs);
-  const bool is_nan = loses_nan_ && any_holds_nan(inputs);
   std::vector<Value> wrapped;
   std::vector<TVMFFIAny> arguments;
   for (const at::Tensor& input : inputs) {
@@ -223,7 +221,6 @@ std::vector<at::Tensor> TvmEngine::run(at::ArrayRef<at::Tensor> inputs) {
     machine.discard();
     throw;
   }
-  if (is_nan) fill_with_nan(outputs);
   return outputs;
 }
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -29,6 +30,8 @@ class TvmEngine : public Engine {
   /// later, and pins the caller to some cores. With a thread of our own, the caller is unaffected, and a call uses
   /// options.threads threads, including the virtual machine's. TVM_NUM_THREADS has no effect.
   struct Machine {
+    Machine(const std::string& kind, const std::function<void()>& prepare) : thread(kind, prepare) {}
+
     Worker thread;
     Value module;
     Value main;
@@ -41,7 +44,6 @@ class TvmEngine : public Engine {
   Conditions conditions_;
   std::vector<TensorSpec> outputs_;
   int threads_;
-  bool loses_nan_;  // NaN in the inputs gets lost, so the outputs are set to NaN
   LibraryFile file_;
   Value library_;  // unloaded before its file is closed
   std::string description_;

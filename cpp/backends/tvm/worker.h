@@ -1,20 +1,19 @@
 #pragma once
 
-#include <sys/types.h>
-
-#include <condition_variable>
-#include <exception>
 #include <functional>
-#include <memory>
-#include <mutex>
-#include <thread>
+#include <string>
 
 namespace hybrid_rt::tvm {
 
 /// A thread that runs one task at a time, for one caller at a time.
+///
+/// The thread does not end with its Worker; the next Worker of its kind takes it over. TVM keeps a pool of threads per
+/// calling thread, and ends the pool with it. Each thread of the pool yields the CPU 300,000 times before it notices,
+/// which takes minutes if other processes use the CPUs.
 class Worker {
  public:
-  Worker();
+  /// Takes an idle thread of this kind, or starts one and runs `prepare` on it.
+  Worker(const std::string& kind, const std::function<void()>& prepare);
   Worker(const Worker&) = delete;
   Worker& operator=(const Worker&) = delete;
   ~Worker();
@@ -26,11 +25,11 @@ class Worker {
   bool is_here() const;
 
  private:
-  struct State;
-  static void loop(State& state);
+  class Thread;
+  struct Idle;
+  static Idle& idle();
 
-  pid_t process_;
-  std::unique_ptr<State> state_;
+  Thread* thread_;
 };
 
 }  // namespace hybrid_rt::tvm

@@ -20,6 +20,7 @@ from ...capture import torch_export
 from ...common.errors import BackendError
 from ...common.specs import Artifact, blob_from_bytes
 from ..base import Availability, Backend, RuntimeFiles, VendorPackages
+from . import exact_values
 from .tuning import TUNING_DIRECTORY, TUNING_SECONDS, apply_schedules, tune, tuning_seconds
 
 if TYPE_CHECKING:
@@ -199,7 +200,7 @@ def _fused(module: Any) -> Any:
         transform.FoldBatchnormToConv2D(),
         transform.DecomposeOpsForInference(),
         transform.CanonicalizeBindings(),
-        transform.LegalizeOps(),
+        transform.LegalizeOps(exact_values.lowerings()),
         transform.AnnotateTIROpPattern(),
         transform.FoldConstant(),
         transform.FuseOps(),
