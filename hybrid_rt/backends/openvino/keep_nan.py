@@ -1,15 +1,20 @@
-"""Makes OpenVINO's graphs propagate NaN that arises inside them.
+"""Makes OpenVINO's graphs propagate NaN and infinities that arise inside them.
 
 OpenVINO's CPU kernels turn NaN into a number in ReLU, pooling and other operators. Only operators that follow one that
 can make NaN or infinity from finite numbers are changed: a division by a number that may be 0, a logarithm, an
 exponential function and others. Convolutions, sums and normalisations with an epsilon make neither unless a number
 exceeds float32's range, so that usual networks do not change.
+
+Its maxima start from the least finite number, so that the maximum of minus infinities is finite. Maxima and minima that
+follow such an operator, or a constant that contains infinities such as a mask, are corrected.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+
+import numpy as np
 
 _MAKERS = {"Log", "Exp", "Acos", "Asin", "Acosh", "Atanh", "Tan", "Sinh", "Cosh", "Mod", "FloorMod"}
 """Operators that make NaN or infinity from some finite numbers, besides Divide, Sqrt and Power."""
@@ -25,12 +30,14 @@ _LOSE_SOME = {"ReduceMax", "ReduceMin", "Softmax", "LogSoftmax"}
 _COMPARE = {"Greater", "GreaterEqual", "Less", "LessEqual"}
 """Comparisons; OpenVINO's return true for NaN in some cases."""
 
+_MAXIMA = {"MaxPool", "AdaptiveMaxPool", "ReduceMax"}
+
 _DEPTH = 8
 """Maximum number of operators to follow back to find the sign of a number."""
 
 
 def keep_nan(model: Any) -> int:
-    """Changes a model so that its operators propagate NaN.
+    """Changes a model so that its operators propagate NaN and infinities.
 
     Args:
         model: The OpenVINO model. It is changed in place.
@@ -40,22 +47,29 @@ def keep_nan(model: Any) -> int:
     """
     values: set[str] = set()  # operators that depend on the inputs' values, not only on their sizes
     after: set[str] = set()
+    infinite = {op.get_friendly_name() for op in model.get_ordered_ops() if _holds_infinity(op)}
     changed = 0
     for op in model.get_ordered_ops():
         name, kind = op.get_friendly_name(), op.get_type_name()
         sources = {op.input_value(i).get_node().get_friendly_name() for i in range(op.get_input_size())}
         if kind == "Parameter" or (kind != "ShapeOf" and sources & values):
             values.add(name)
+        if kind != "ShapeOf" and sources & (infinite | after):
+            infinite.add(name)
         if name not in values or not sources:
             continue
         follows = bool(sources & after) and _is_float(op.input_value(0))
         if _has_floats(op) and (follows or _Signs(values).makes(op)):
             after.add(name)
+        restored = _with_infinity(op, kind, _Signs(values)) if name in infinite else None
         kept = _kept(op, kind) if follows else None
+        for new in (restored, kept):
+            if new is not None:
+                values.add(new.get_friendly_name())
+                infinite.add(new.get_friendly_name())
+                changed += 1
         if kept is not None:
-            values.add(kept.get_friendly_name())
             after.add(kept.get_friendly_name())
-            changed += 1
     if changed:
         model.validate_nodes_and_infer_types()
     return changed
@@ -63,6 +77,14 @@ def keep_nan(model: Any) -> int:
 
 def _is_float(value: Any) -> bool:
     return bool(value.get_element_type().is_real())
+
+
+def _holds_infinity(op: Any) -> bool:
+    """Returns true for a constant that contains an infinity."""
+    if op.get_type_name() != "Constant" or not _is_float(op.output(0)):
+        return False
+    numbers = op.get_data()
+    return bool(numbers.dtype.kind == "f" and np.isinf(numbers).any())
 
 
 def _has_floats(op: Any) -> bool:
@@ -86,13 +108,36 @@ def _kept(op: Any, kind: str) -> Any:
     return None
 
 
-def _replace(op: Any, nan_at: Callable[[Any, Any], Any], to: float = float("nan")) -> Any:
+def _with_infinity(op: Any, kind: str, signs: _Signs) -> Any:
+    """Replaces the number from which OpenVINO's maximum or minimum starts by infinity.
+
+    Returns:
+        The new operator; None if the operator is another one, or needs no change.
+    """
+    if kind not in (*_MAXIMA, "ReduceMin") or op.get_output_element_type(0).get_type_name() != "f32":
+        return None
+    if kind in _MAXIMA and signs.is_not_negative(op.input_value(0)):
+        return None
+    readers = [reader.get_node() for reader in op.output(0).get_target_inputs()]
+    if any(
+        reader.get_type_name() == "Subtract" and _same(reader.input_value(0), op.input_value(0)) for reader in readers
+    ):
+        return None  # logsumexp subtracts the maximum: infinity minus infinity would be NaN
+    start = float(np.finfo(np.float32).min) * (1 if kind in _MAXIMA else -1)
+
+    def at_start(op: Any, opset: Any) -> Any:
+        return opset.equal(op.output(0), opset.constant(start, dtype="float32"))
+
+    return _replace(op, at_start, to=start * float("inf"))
+
+
+def _replace(op: Any, place: Callable[[Any, Any], Any], to: float = float("nan")) -> Any:
     from openvino import opset13 as opset
 
     output = op.output(0)
     readers = list(output.get_target_inputs())
     value = opset.constant(to, dtype=output.get_element_type().to_dtype())
-    kept = opset.select(nan_at(op, opset), value, output)
+    kept = opset.select(place(op, opset), value, output)
     for reader in readers:
         reader.replace_source_output(kept.output(0))
     return kept
@@ -151,11 +196,11 @@ class _Signs:
         if kind == "Divide":
             return not self._is_positive(op.input_value(1))
         if kind == "Sqrt":
-            return not self._is_not_negative(op.input_value(0))
+            return not self.is_not_negative(op.input_value(0))
         if kind == "Power":
             exponent = _numbers(op.input_value(1))
             if exponent is not None and (exponent >= 0).all():
-                return not ((exponent % 1 == 0).all() or self._is_not_negative(op.input_value(0)))
+                return not ((exponent % 1 == 0).all() or self.is_not_negative(op.input_value(0)))
             return not self._is_positive(op.input_value(0))
         if kind == "Log":
             return not self._is_positive(op.input_value(0))
@@ -188,15 +233,15 @@ class _Signs:
     def _one_and_other(self, sources: list[Any], depth: int) -> bool:
         """Returns true if one summand is positive and the other is not negative."""
         return any(
-            self._is_positive(one, depth - 1) and self._is_not_negative(other, depth - 1)
+            self._is_positive(one, depth - 1) and self.is_not_negative(other, depth - 1)
             for one, other in (sources, reversed(sources))
         )
 
-    def _is_not_negative(self, value: Any, depth: int = _DEPTH) -> bool:
+    def is_not_negative(self, value: Any, depth: int = _DEPTH) -> bool:
         """Returns true if a value is certainly at least 0, or NaN."""
         numbers = _numbers(value)
         if numbers is not None:
-            return bool((numbers >= 0).all())
+            return not bool((numbers < 0).any())
         op = value.get_node()
         if op.get_friendly_name() not in self._values:
             return True
@@ -208,17 +253,19 @@ class _Signs:
         if kind == "Clamp":
             return bool(op.get_attributes()["min"] >= 0)
         sources = [op.input_value(i) for i in range(op.get_input_size())]
+        if kind == "Select":
+            return all(self.is_not_negative(source, depth - 1) for source in sources[1:])
         if kind == "Maximum":
-            return any(self._is_not_negative(source, depth - 1) for source in sources)
+            return any(self.is_not_negative(source, depth - 1) for source in sources)
         if kind == "SquaredDifference" or (kind == "Multiply" and _same(*sources)):
             return True
         if kind == "Power":
             exponent = _numbers(sources[1])
             return exponent is not None and bool((exponent % 2 == 0).all())
         if kind in ("Add", "Multiply", "Divide", "Minimum"):
-            return all(self._is_not_negative(source, depth - 1) for source in sources)
+            return all(self.is_not_negative(source, depth - 1) for source in sources)
         passed = ("ReduceMean", "ReduceSum", "ReduceMax", "Convert", "Broadcast", "Reshape", "Unsqueeze")
-        return kind in passed and self._is_not_negative(sources[0], depth - 1)
+        return kind in passed and self.is_not_negative(sources[0], depth - 1)
 
 
 def _same(one: Any, other: Any) -> bool:

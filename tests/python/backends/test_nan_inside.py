@@ -1,10 +1,11 @@
-"""NaN that arises inside a segment, of inputs without NaN: each engine's outputs have it where torch's do.
+"""NaN and infinities that arise inside a segment, of finite inputs: each engine's outputs have them where torch's do.
 
 The exceptions are listed here and in docs/limits.md.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -63,7 +64,7 @@ AFTER: dict[str, Operator] = {
     "mean": lambda y: y.mean(1),
     "convolution": lambda y: F.relu(F.conv2d(y, torch.full((2, 4, 3, 3), 0.1), padding=1)),
     "bilinear": lambda y: F.interpolate(y, scale_factor=2, mode="bilinear", align_corners=False),
-    "group norm": lambda y: F.group_norm(y, 2),
+    "group norm": lambda y: F.group_norm(y, 2, torch.ones(4), torch.zeros(4)),
     "greater": lambda y: (y > 0).float(),
     "less": lambda y: (y < 9).float(),
     "unequal": lambda y: (y != y).float(),
@@ -72,14 +73,50 @@ AFTER: dict[str, Operator] = {
     "sign": torch.sign,
     "sort": lambda y: y.sort(1).values,
     "top k": lambda y: y.topk(2, 1).values,
+    "first largest": lambda y: (y + torch.arange(4.0).view(4, 1, 1) / 100).argmax(1),
+    "first smallest": lambda y: (y + torch.arange(4.0).view(4, 1, 1) / 100).argmin(1),
+    "less itself": lambda y: y - y,
+    "times 0": lambda y: y * 0,
 }
 
 LOST = {
-    "openvino": {"sort", "top k"},
-    "onnxruntime": {"max pool", "max pool ceil", "global max", "pooled relu", "largest", "smallest", "sign"},
+    "openvino": {"sort", "top k", "first largest", "first smallest"},
+    "onnxruntime": {
+        *("max pool", "max pool ceil", "global max", "pooled relu", "largest", "smallest", "sign"),
+        *("first largest", "first smallest"),
+    },
     "torchscript": set(),
+    "tvm": {"less itself", "times 0"},
 }
 """Where an engine computes something else from NaN (docs/limits.md)."""
+
+REFUSED = {"tvm": {"global max", "largest", "smallest", "bilinear", "group norm", "sort", "top k", "log of sum"}}
+"""Operators that an engine does not take."""
+
+MASKED: dict[str, Operator] = {
+    "minus infinity": lambda x: x.masked_fill(x < 0.3, -math.inf),
+    "infinity": lambda x: torch.where(x < 0.3, math.inf, x),
+    "log of 0": lambda x: torch.log(x * (x > 0.3)),
+    "1 / 0": lambda x: 1 / (x * (x > 0.3)),
+}
+"""Makers of infinities."""
+
+AFTER_INFINITY: dict[str, Operator] = {
+    **{name: AFTER[name] for name in ("relu", "clamp", "clamp min", "pooled relu")},
+    **{name: AFTER[name] for name in ("max pool", "max pool ceil", "global max")},
+    **{name: AFTER[name] for name in ("largest", "smallest", "maximum", "minimum", "sign", "sort", "top k")},
+    **{name: AFTER[name] for name in ("first largest", "first smallest")},
+    "log of sum": lambda y: (-y.abs()).logsumexp(1),
+    "softmax": lambda y: torch.softmax(-y.abs(), 1),
+}
+
+LOST_INFINITY = {
+    ("onnxruntime", "minus infinity"): {"max pool ceil"},
+    ("onnxruntime", "log of 0"): {"max pool ceil"},
+    ("onnxruntime", "infinity"): {"clamp min"},
+    ("onnxruntime", "1 / 0"): {"clamp min"},
+}
+"""Where an engine computes something else from infinities (docs/limits.md)."""
 
 
 class All(nn.Module):
@@ -92,13 +129,6 @@ class All(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return tuple(operator(self.maker(x)) for operator in self.operators)
-
-
-class Makers(nn.Module):
-    """Makes NaN of the same input in several ways."""
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return tuple(maker(x) for maker in MAKERS.values())
 
 
 def usual() -> Tensor:
@@ -114,15 +144,14 @@ def unusual() -> Tensor:
     return x
 
 
-def differing(module: nn.Module, names: list[str], engine: str) -> set[str]:
-    """Returns the names of the outputs that an engine computes otherwise than torch."""
-    compiled = hybrid_rt.compile_segment(module.eval(), usual(), engine=engine, fallback=False)
-    expected, found = module(unusual()), compiled(unusual())
-    assert any(tensor.isnan().any() for tensor in expected)
+def differing(maker: Operator, operators: dict[str, Operator], engine: str, example: Tensor) -> set[str]:
+    """Returns the names of the operators whose output on what the maker returns is not torch's."""
+    taken = {name: operator for name, operator in operators.items() if name not in REFUSED.get(engine, ())}
+    module = All(maker, list(taken.values())).eval()
+    compiled = hybrid_rt.compile_segment(module, usual(), engine=engine, fallback=False)
     near = {"rtol": 1e-3, "atol": 1e-4, "equal_nan": True}
-    return {
-        name for name, one, other in zip(names, expected, found, strict=True) if not torch.allclose(one, other, **near)
-    }
+    pairs = zip(taken, module(example), compiled(example), strict=True)
+    return {name for name, one, other in pairs if not torch.allclose(one.float(), other.float(), **near)}
 
 
 ENGINES = [name for name in LOST if name in registry.available_for("cpu")]
@@ -131,14 +160,27 @@ ENGINES = [name for name in LOST if name in registry.available_for("cpu")]
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_engines_make_nan_where_torch_does(engine: str) -> None:
-    assert differing(Makers(), list(MAKERS), engine) == set()
+    assert all(maker(unusual()).isnan().any() for maker in MAKERS.values())
+    known = {"infinity - infinity"} if engine == "tvm" else set()
+    assert differing(lambda x: x, MAKERS, engine, unusual()) == known
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("maker", ["0 / 0", "log"])
 def test_nan_is_kept_or_is_a_known_limit(maker: str, engine: str) -> None:
-    assert differing(All(MAKERS[maker], list(AFTER.values())), list(AFTER), engine) == LOST[engine]
+    assert differing(MAKERS[maker], AFTER, engine, unusual()) == LOST[engine]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("maker", MASKED)
+def test_infinities_are_kept_or_are_a_known_limit(maker: str, engine: str) -> None:
+    """A maximum that starts from the least finite number gives that number for a window of minus infinities."""
+    example = unusual()
+    example[0, :, 2:5, 2:5] = example[0, :, 7] = example[0, 0, 0] = 0
+    assert MASKED[maker](example).isinf().all(1).any()
+    assert differing(MASKED[maker], AFTER_INFINITY, engine, example) == LOST_INFINITY.get((engine, maker), set())
 
 
 @pytest.mark.skipif("openvino" not in ENGINES, reason="not installed")
@@ -154,6 +196,10 @@ def test_nan_is_kept_or_is_a_known_limit(maker: str, engine: str) -> None:
         (lambda x: F.relu(x / x.sum(1, keepdim=True)), 1),
         (lambda x: F.max_pool2d(F.relu(torch.log(x)), 2), 2),
         (lambda x: F.relu(torch.log(x.clamp(min=1e-5))), 0),
+        (lambda x: torch.softmax(x.masked_fill(x < 0, -math.inf), 1), 0),
+        (lambda x: x.masked_fill(x < 0, -math.inf).amax(1), 1),
+        (lambda x: F.relu(x.masked_fill(x < 0, -math.inf)).amax(1), 0),
+        (lambda x: x.masked_fill(x < 0, -math.inf).logsumexp(1), 0),
     ],
 )
 def test_only_values_after_a_nan_producing_operator_are_changed(function: Operator, count: int) -> None:
