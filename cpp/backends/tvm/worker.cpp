@@ -85,9 +85,8 @@ Worker::Worker(const std::string& kind, const std::function<void()>& prepare) {
   {
     const std::lock_guard lock(idle().mutex);
     std::vector<Thread*>& threads = idle().threads;
-    const auto found = std::find_if(threads.begin(), threads.end(), [&](const Thread* thread) {
-      return thread->is_here() && thread->kind() == kind;
-    });
+    const auto found = std::find_if(threads.begin(), threads.end(),
+                                    [&](const Thread* thread) { return thread->is_here() && thread->kind() == kind; });
     if (found != threads.end()) {
       thread_ = *found;
       threads.erase(found);

@@ -13,8 +13,8 @@ namespace hybrid_rt {
 
 /// Returns true for a float32 tensor in the CPU's memory that holds a NaN.
 ///
-/// Some runtimes lose NaN: the kernels of OpenVINO 2026.4 and ONNX Runtime turn relu(NaN) into 0, so that a damaged input
-/// would give plausible results. torch propagates NaN.
+/// Some runtimes lose NaN: the kernels of OpenVINO 2026.4 and ONNX Runtime turn relu(NaN) into 0, so that a damaged
+/// input would give plausible results. torch propagates NaN.
 inline bool holds_nan(const at::Tensor& tensor) {
   if (tensor.scalar_type() != c10::ScalarType::Float || !tensor.is_cpu()) return false;
   constexpr std::size_t kChunk = 4096;  // between two looks: within, the loop has no branch
@@ -42,8 +42,8 @@ inline void fill_with_nan(at::ArrayRef<at::Tensor> tensors) {
   }
 }
 
-/// Returns true if a stored model tests for NaN itself, judged by the names of its operations: OpenVINO's or ONNX's. Its
-/// results for NaN are then intended, for instance for the holes in a depth image.
+/// Returns true if a stored model tests for NaN itself, judged by the names of its operations: OpenVINO's or ONNX's.
+/// Its results for NaN are then intended, for instance for the holes in a depth image.
 inline bool asks_for_nan(const at::Tensor& model) {
   const std::string_view text(static_cast<const char*>(model.const_data_ptr()), model.nbytes());
   constexpr std::array<std::string_view, 2> names{"IsNaN", "IsFinite"};
