@@ -20,6 +20,13 @@ _CHARACTERS = 300
 _VALUES = re.compile(r"[\s\d.,+\-eE()\[\]inf nan]*\d[\s\d.,+\-eE()\[\]inf nan]*")
 """Pattern of a line of a printed tensor."""
 
+_OVERLOADS = re.compile(
+    r"Arguments for call are not valid\.\s+The following variants are available:\s+"
+    r"(?P<first>\S[^\n]*\n[^\n]*)\n.*?(?=The original call is:)",
+    re.DOTALL,
+)
+"""TorchScript's list of an operator's overloads. It is longer than a message, and the line of the code follows it."""
+
 # Found, not imported: that takes longer than all of torch, and a compiler's process has no need of it.
 _TORCHVISION = importlib.util.find_spec("torchvision")
 
@@ -42,13 +49,14 @@ def causes_of(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def described(error: BaseException) -> str:
-    """Returns an exception as ``TYPE: MESSAGE``, without printed tensors, and at most 24 lines of it.
+    """Returns an exception as ``TYPE: MESSAGE``, without printed tensors and lists of overloads, at most 24 lines.
 
     For an exception without a message, such as StopIteration, the line of the user's code is given instead.
     """
     text = str(error).strip()
     if isinstance(error, HybridRTError):
         text = split_code(text)[0]  # the error that it becomes a part of has a code of its own
+    text = _OVERLOADS.sub(r"Arguments for call are not valid, e.g. for\n  \g<first>\n", text)
     lines = [line for line in text.splitlines() if not _VALUES.fullmatch(line)]
     shortened = [line if len(line) <= _CHARACTERS else f"{line[:_CHARACTERS]}..." for line in lines[:_LINES]]
     text = "\n".join([*shortened, f"... and {len(lines) - _LINES} lines more"] if len(lines) > _LINES else shortened)

@@ -32,7 +32,7 @@ from ..verification.verify import Thresholds, require
 from .assemble.builds import EngineBuild
 from .assemble.given_up import GivenUp
 from .assemble.head import script_refusal
-from .assemble.head_choice import CUT_HEAD, HeadChoice, Limits, head_choices, head_fails
+from .assemble.head_choice import CUT_HEAD, HeadChoice, Limits, head_choices, head_fails, input_refused
 from .assemble.module_checks import check_module
 from .assemble.variant_trials import require_running
 from .attempts import Attempt, Work, attempt_cut, attempt_whole, build_hybrid
@@ -443,6 +443,9 @@ def _checked_head(
             raise
         except Exception as error:  # TorchScript's interpreter may raise anything in the head
             require_running(builds)
+            refused = input_refused(error, wanted.checks.inputs)
+            if refused is not None:
+                raise refused from error
             failure = head_fails(error)
             failure.__cause__ = error
             if wanted.head != AUTO_HEAD:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from ...common.errors import (
     common_code,
     split_code,
 )
+from ...common.tensor_tree import tensors_in
 from ...verification.verify import Thresholds, compare_modules
 from ..options import AUTO_HEAD, HEADS
 from .builds import EngineBuild
@@ -110,6 +112,33 @@ def head_choices(
         got="\n  " + "\n  ".join(f"{mode}: {reason}" for mode, reason in reasons.items()) + "\n",
         remedy="Change a line that is named, or put it into a segment.",
         code=common_code(reasons.values(), "no-head-fits"),
+    )
+
+
+_REFUSED_SIZE = re.compile(
+    r"hybrid_rt\[\w+\]: (?P<input>engine '.*', input '.*', dimension \d+): "
+    r"expected (?P<expected>.*), got (?P<got>[\dx]+)\."
+)
+
+
+def input_refused(error: BaseException, inputs: Sequence[tuple[Any, ...]]) -> VerificationError | None:
+    """Returns the error for an input whose size an engine refuses, which no head can change; None for other errors.
+
+    Args:
+        error: what the hybrid raised.
+        inputs: the arguments on which it was compared.
+    """
+    found = _REFUSED_SIZE.search(_last_line(error))
+    sizes = {"x".join(map(str, tensor.shape)) for tensor in tensors_in(inputs)}
+    if found is None or found["got"] not in sizes:
+        return None
+    return VerificationError.make(
+        "verify",
+        f"the hybrid, {found['input']}",
+        expected=f"{found['expected']} in every input that is compared",
+        got=found["got"],
+        remedy="Pass shapes= that cover this size, or leave the input out of verify_inputs=.",
+        code="sizes-not-taken",
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pickle
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 from hybrid_rt import BackendError, BundleError, CaptureError, HybridRTError
 from hybrid_rt.common.error_text import described
@@ -74,3 +76,19 @@ def test_control_characters_are_escaped() -> None:
     """A message may quote a file. A terminal obeys escape sequences."""
     error = BundleError.make("bundle", "record 'a\x00\x1b[31m\x9b'", expected="x\ty", got="1\n2", code="not-a-bundle")
     assert str(error) == ("hybrid_rt[bundle]: record 'a\\x00\\x1b[31m\\x9b': expected x\ty, got 1\n2. [not-a-bundle]")
+
+
+class Compares(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * "a"  # type: ignore[operator]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
+def test_the_line_of_the_code_stands_instead_of_all_overloads() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.jit.script(Compares())
+    text = described(caught.value)
+    assert "Expected a value of type 'Tensor' for argument 'other' but instead found type 'str'." in text
+    assert 'return x * "a"' in text
+    assert text.count("aten::mul") == 1
+    assert len(text.splitlines()) < 10

@@ -14,6 +14,7 @@ import hybrid_rt
 from helpers.small_detectors import SmallDetector, small_detector, small_image
 from helpers.unscriptable_detectors import DetrLike, seeded
 from hybrid_rt import CaptureError
+from hybrid_rt.conversion.assemble import head_choice
 from hybrid_rt.conversion.assemble.head_choice import _short
 
 OPTIONS: dict[str, Any] = {"segments": "backbone", "engine": "torchscript", "measure": False}
@@ -128,6 +129,21 @@ def test_a_recording_that_keeps_values_of_the_example_is_refused(
         CaptureError, match=r"\n  trace: it (finds something else|fails on inputs of other sizes or values): "
     ):
         hybrid_rt.convert(detector().eval(), (example,), tmp_path / "a.pt", **OPTIONS)
+
+
+def test_a_size_that_an_engine_refuses_is_not_tried_with_other_heads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+    assemble = head_choice.assemble
+    monkeypatch.setattr(head_choice, "assemble", lambda *given: (tried.append(given[2]), assemble(*given))[1])
+    text = (
+        r"the hybrid, engine 'backbone', input 'images', dimension 2: expected 1x3x64x48 float32 in every input that "
+        r"is compared, got 1x3x32x80. Pass shapes= that cover this size, or leave the input out of verify_inputs=."
+    )
+    with pytest.raises(hybrid_rt.VerificationError, match=text) as caught:
+        report_of(small_detector(), tmp_path / "a.pt", shapes=None, verify_inputs=[(small_image(32, 80),)])
+    assert (tried, caught.value.code) == (["script"], "sizes-not-taken")
 
 
 class ScriptsOtherwise(SmallDetector):
