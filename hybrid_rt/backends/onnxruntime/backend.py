@@ -18,6 +18,7 @@ from ..quantization.backend import QuantizingBackend
 from ..quantization.record import BLOB
 from ..whole_graph import WholeGraph
 from . import int8
+from .keep_nan import keep_nan
 
 if TYPE_CHECKING:
     from ...capture.program import Program
@@ -78,6 +79,8 @@ class OnnxRuntimeBackend(QuantizingBackend):
             model, quantization = int8.quantize_model(model, names, program, self.given, progress)
             record = {BLOB: quantization.to_blob()}
             versions |= {"onnxruntime": importlib.metadata.version("onnxruntime"), "int8": quantization.summary}
+        else:
+            keep_nan(model)
         _add_unused_inputs(model, program)
         weights = _cut_out_weights(model)
         spec = self.spec(program, precision, versions=versions, requirements={"version": f">={OLDEST}"})

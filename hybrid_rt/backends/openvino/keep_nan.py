@@ -99,6 +99,8 @@ def _kept(op: Any, kind: str) -> Any:
         return _replace(op, _has_nan_along_axes)
     if kind in ("MaxPool", "AdaptiveMaxPool"):
         return _replace(op, _has_nan_in_window)
+    if kind == "TopK":
+        return _with_index_of_nan(op)
     if kind in _COMPARE:
         return _replace(op, _is_nan, to=False)
     if kind == "Sign":
@@ -143,6 +145,27 @@ def _replace(op: Any, place: Callable[[Any, Any], Any], to: float = float("nan")
     return kept
 
 
+def _with_index_of_nan(op: Any) -> Any:
+    """Makes the index of a maximum or minimum that of the first NaN, if there is one.
+
+    Returns:
+        The operator's new source; None if it returns several indices, or values too.
+    """
+    from openvino import opset13 as opset
+
+    count = _numbers(op.input_value(1))
+    if count is None or count != 1 or op.output(0).get_target_inputs():
+        return None
+    source, given = op.input_value(0), op.get_attributes()
+    numbers = _as_numbers(op, opset)
+    axis = opset.constant([given["axis"]], dtype="int64")
+    has_nan = opset.greater(opset.reduce_max(numbers, axis, True), opset.constant(0.0, dtype="float32"))
+    first = numbers if given["mode"] == "max" else opset.subtract(opset.constant(1.0, dtype="float32"), numbers)
+    chosen = opset.select(has_nan, opset.convert_like(first, source), source)
+    op.input(0).replace_source_output(chosen.output(0))
+    return chosen
+
+
 def _is_nan(op: Any, opset: Any) -> Any:
     """Returns a mask of NaN in the inputs. It avoids IsNaN, which marks models that check for NaN themselves."""
     masks = [opset.not_equal(op.input_value(i), op.input_value(i)) for i in range(op.get_input_size())]
@@ -158,7 +181,10 @@ def _has_nan_along_axes(op: Any, opset: Any) -> Any:
     numbers = _as_numbers(op, opset)
     if op.get_type_name().startswith("Reduce"):
         found = opset.reduce_max(numbers, op.input_value(1), bool(op.get_attributes()["keep_dims"]))
-    else:
+    else:  # a softmax, which positive infinity makes NaN too
+        dtype = op.get_input_element_type(0).to_dtype()
+        infinite = opset.equal(op.input_value(0), opset.constant(float("inf"), dtype=dtype))
+        numbers = opset.maximum(numbers, opset.convert(infinite, "f32"))
         found = opset.reduce_max(numbers, opset.constant([op.get_attributes()["axis"]], dtype="int64"), True)
     return opset.greater(found, opset.constant(0.0, dtype="float32"))
 
