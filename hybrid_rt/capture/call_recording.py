@@ -134,7 +134,8 @@ def record_samples(
     runs: list[Recorded] = [first] if set(names) <= set(first) else []
     for sample in samples[len(runs) :]:
         try:
-            with torch.no_grad(), HeadOperators(), recording(sample.detector, names) as run:
+            types = observation.types.observing()  # of code that the example's size does not reach
+            with torch.no_grad(), HeadOperators(), types, recording(sample.detector, names) as run:
                 sample.detector(*map_tensors(sample.arguments, Tensor.clone))
         except Exception as error:
             # The detector may refuse a derived size or a black image; the example is then enough.

@@ -78,7 +78,7 @@ class Observation:
         seconds: the run's duration.
         uses: the observation of each submodule that was called, by the first of its names.
         work: the counted work of the run.
-        types: types of the code's arguments and variables in the run.
+        types: types of the code's arguments and variables in the run, and later in those at other sizes.
     """
 
     detector: nn.Module

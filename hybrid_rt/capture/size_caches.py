@@ -1,19 +1,19 @@
-"""Dicts with sizes as keys, in a detector's attributes and Python modules, while torch.export records it.
+"""Dicts with sizes as keys, in a detector's attributes, classes and Python modules, while torch.export records it.
 
-torch refuses a free size as the key of a dict. With fixed sizes, a dict of a Python module would keep tensors without
-values, and the detector would return them later.
+torch refuses a free size as the key of a dict. With fixed sizes, a dict of a class or Python module would keep tensors
+without values, and the detector would return them later.
 """
 
 from __future__ import annotations
 
 import collections
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from torch import SymFloat, SymInt, nn
 
-from ..common.detector_modules import namespaces
+from ..common.detector_modules import replaced_names
 
 
 class SizeCache(dict[Any, Any]):
@@ -50,13 +50,21 @@ class SizeCache(dict[Any, Any]):
         """Returns the entry of a key, or a default."""
         return self[key] if key in self else default  # noqa: SIM401
 
+    def setdefault(self, key: Any, default: Any = None) -> Any:
+        """Returns the entry of a key, which becomes the default if there is none."""
+        if key not in self:
+            self[key] = default
+        return self[key]
+
 
 def _is_symbolic(key: Any) -> bool:
     return any(map(_is_symbolic, key)) if isinstance(key, tuple) else isinstance(key, (SymInt, SymFloat))
 
 
-def _is_cache(name: str, value: Any) -> bool:
-    return type(value) in (dict, collections.defaultdict) and not name.startswith("__")
+def _cache(name: str, value: Any) -> SizeCache | None:
+    """Returns the cache that replaces a dict; None for anything else."""
+    is_plain = type(value) in (dict, collections.defaultdict) and not name.startswith("__")
+    return SizeCache(value) if is_plain else None
 
 
 @contextmanager
@@ -65,27 +73,17 @@ def symbolic_keys(module: nn.Module) -> Iterator[None]:
 
     Args:
         module: A copy of the detector. The dicts of its modules stay replaced, those of its packages' Python modules
-            are put back at the end of the block, without the entries that the block added.
+            and classes are put back at the end of the block, without the entries that the block added.
     """
     for part in module.modules():
         for name, value in vars(part).items():
-            if _is_cache(name, value) and not name.startswith("_forward") and name not in vars(nn.Module()):
-                vars(part)[name] = SizeCache(value)
-    with separate_module_caches(module):
+            cache = _cache(name, value)
+            if cache is not None and not name.startswith("_forward") and name not in vars(nn.Module()):
+                vars(part)[name] = cache
+    with separate_caches(module):
         yield
 
 
-@contextmanager
-def separate_module_caches(module: nn.Module) -> Iterator[None]:
-    """Replaces the dicts of the Python modules of a detector's packages by copies that accept free sizes as keys."""
-    changed: list[tuple[dict[str, Any], str, Any]] = []
-    try:
-        for names in namespaces(module):
-            for name, value in [*names.items()]:
-                if _is_cache(name, value):
-                    changed.append((names, name, value))
-                    names[name] = SizeCache(value)
-        yield
-    finally:
-        for names, name, value in changed:
-            names[name] = value
+def separate_caches(module: nn.Module) -> AbstractContextManager[None]:
+    """Within it, the dicts of a detector's Python modules and classes are copies that accept free sizes as keys."""
+    return replaced_names(module, _cache)

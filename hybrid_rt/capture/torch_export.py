@@ -23,7 +23,7 @@ from ..common.specs import UNBOUNDED, TensorSpec, dtype_name
 from ..torchscript.autograd_functions import forwards_alone
 from ..torchscript.function_caches import without_function_caches
 from .export_conditions import FUNCTIONS
-from .size_caches import separate_module_caches
+from .size_caches import separate_caches
 
 _OPERATORS = {
     ast.Add: "+",
@@ -123,7 +123,7 @@ def export(
             free_sizes(),
             silenced(_LOGGER),
             forwards_alone(),
-            separate_module_caches(chain),
+            separate_caches(chain),
             without_function_caches(chain),
         ):
             exported = torch.export.export(chain, tuple(examples), dynamic_shapes=(shapes,), strict=False)

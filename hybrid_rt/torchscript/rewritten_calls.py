@@ -1,7 +1,7 @@
 """Calls that TorchScript lacks, written as equivalents that it has.
 
-These are ``super().forward(x)``, the clocks of Python's module ``time``, ``x.new(x.shape)``, ``nonzero(as_tuple=...)``
-and the unpacking of a transposed tensor.
+These are ``super().forward(x)``, the clocks of Python's module ``time``, ``x.new(x.shape)``, ``x.new_tensor(values)``,
+``nonzero(as_tuple=...)`` and the unpacking of a transposed tensor.
 """
 
 from __future__ import annotations
@@ -66,6 +66,9 @@ class _Rewriter(ast.NodeTransformer):
                     node.func = ast.copy_location(ast.Attribute(itself, _name_after(owner, name), ast.Load()), node)
             case ast.Attribute(attr="new") if len(node.args) == 1 and not node.keywords and _is_shape(node.args[0]):
                 node.func.attr = "new_empty"
+            case ast.Attribute(value=ast.Name(id=like), attr="new_tensor") if not node.keywords:
+                node.func = _located("torch.tensor", node)
+                node.keywords = [_keyword(name, f"{like}.{name}", node) for name in ("dtype", "device")]
             case ast.Attribute(attr="nonzero"):
                 _choose_nonzero(node, node.func)
             case _ if not node.args and self._object(node.func) in _CLOCKS:
@@ -120,6 +123,10 @@ def _located(source: str, place: ast.expr) -> ast.expr:
     for node in _nodes(parsed):
         ast.copy_location(node, place)
     return parsed
+
+
+def _keyword(name: str, source: str, place: ast.expr) -> ast.keyword:
+    return ast.copy_location(ast.keyword(name, _located(source, place)), place)
 
 
 def _nodes(tree: ast.expr) -> Iterator[ast.AST]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -72,7 +72,16 @@ class DefaultDictionary(nn.Module):
         return x * BY_DEFAULT[x.shape[0]]
 
 
-KINDS = [Function, Method, Dictionary, DefaultDictionary]
+class ClassDictionary(nn.Module):
+    """Caches in a dict of the class, by the number of channels, which is no free size."""
+
+    weights: ClassVar[dict[str, Tensor]] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weights.setdefault(f"{x.shape[1]} channels", torch.arange(x.shape[1]).view(-1, 1, 1) + 1.0)
+
+
+KINDS = [Function, Method, Dictionary, DefaultDictionary, ClassDictionary]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -102,8 +111,33 @@ class Detector(nn.Module):
         return found * 2 if bool(found.max() > 50) else found
 
 
-def test_torchscript_sees_through_lru_cache(tmp_path: Path) -> None:
-    detector, path = Detector().eval(), tmp_path / "cached.pt"
+class KeepsPlaces(Detector):
+    """Fills a list of numbers when the size changes, which it has not since the last call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size = (0, 0)
+        self.kept = torch.zeros(0)
+
+    def places(self, height, width):  # type: ignore[no-untyped-def]
+        if self.size != (height, width):
+            values = []
+            for y in range(height):
+                for x in range(width):
+                    values += [x + 0.5, y + 0.5]
+            self.kept = torch.tensor(values).view(height, width, 2)
+            self.size = (height, width)
+        return self.kept
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.backbone(images)
+        found = features[:, :2] + self.places(features.shape[2], features.shape[3]).permute(2, 0, 1)
+        return found * 2 if bool(found.max() > 50) else found
+
+
+@pytest.mark.parametrize("kind", [Detector, KeepsPlaces])
+def test_torchscript_sees_the_code_behind_a_cache(kind: type[nn.Module], tmp_path: Path) -> None:
+    detector, path = kind().eval(), tmp_path / "cached.pt"
     detector(small_image())  # so that the conversion finds the example's size in the cache
     ranges = {"height": (32, 96), "width": (32, 96)}
     report = hybrid_rt.convert(

@@ -71,6 +71,7 @@ class LimitsItsTime(nn.Module):
             if not rows.shape[0]:
                 continue
             boxes = corners(features[rows, :4] + classes[:, None])
+            boxes *= boxes.new_tensor([1, 1, 2, 2])
             found[i] = boxes[torch.nonzero(boxes[:, 0] > 0, as_tuple=True)[0]]
             if time.time() - start > 60:
                 break
