@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import Any
 
@@ -53,8 +53,9 @@ def replaced_names(detector: nn.Module, replacement: Callable[[str, Any], Any]) 
             for name, value in [*(owner if isinstance(owner, dict) else vars(owner)).items()]:
                 other = replacement(name, value)
                 if other is not None:
-                    changed.append((owner, name, value))
-                    _put(owner, name, other)
+                    with suppress(TypeError):  # an extension's class, which can't be changed
+                        _put(owner, name, other)
+                        changed.append((owner, name, value))
         yield
     finally:
         for owner, name, value in changed:
@@ -65,4 +66,4 @@ def _put(owner: dict[str, Any] | type, name: str, value: Any) -> None:
     if isinstance(owner, dict):
         owner[name] = value
     else:
-        setattr(owner, name, value)
+        type.__setattr__(owner, name, value)  # without what a metaclass does, e.g. that of an Enum
