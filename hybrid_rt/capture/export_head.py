@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
@@ -18,7 +19,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from ..common.error_text import causes_of
-from ..common.errors import CaptureError, HybridRTError, SegmentError
+from ..common.errors import CaptureError, HybridRTError, SegmentError, split_code
 from ..common.silenced import silenced
 from ..common.specs import TensorSpec
 from ..common.value_tree import ValueTree
@@ -37,7 +38,7 @@ _NEAR = 1e-3
 Numbers = Callable[[nn.Module], contextlib.AbstractContextManager[None]]
 """Context in which a module's code uses other types for numbers, see :mod:`.symbolic_numbers`."""
 
-_LOGGERS = ("torch._export", "torch.fx.experimental", "torch._logging")
+_LOGGERS = ("torch._export", "torch.fx.experimental", "torch._logging", "torch._subclasses")
 """They log a failed export, whose cause our error contains."""
 
 _OURS = Path(__file__).parents[1]
@@ -53,6 +54,7 @@ class ExportedHead:
         specs: supported sizes, one spec per tensor of the arguments.
         conditions: further conditions on sizes, see :func:`hybrid_rt.capture.torch_export.conditions`.
         result: structure of the result.
+        fixed: why the sizes are those of the example; empty if they are free where the code leaves them free.
     """
 
     program: ExportedProgram
@@ -60,6 +62,7 @@ class ExportedHead:
     specs: list[TensorSpec]
     conditions: list[tuple[str, str]]
     result: ValueTree
+    fixed: str = ""
 
     def takes(self, shapes: Sequence[Sequence[int]]) -> bool:
         """Returns true if the program supports tensors of these shapes."""
@@ -90,8 +93,8 @@ def export_head(detector: nn.Module, example: tuple[Any, ...], members: Sequence
 
     Args:
         detector: the detector, which is not changed.
-        example: its positional arguments. Every size of a tensor is free unless the code fixes it; numbers, strings and
-            None are constants.
+        example: its positional arguments. Every size of a tensor is free unless the code fixes it, or fails with a free
+            one, as numpy does; numbers, strings and None are constants.
         members: the segments, in the order of their engines.
 
     Raises:
@@ -106,10 +109,10 @@ def export_head(detector: nn.Module, example: tuple[Any, ...], members: Sequence
         if node.kind == "tensor"
     ]
 
-    def exported_with(inputs: Sequence[Tensor], numbers: Numbers) -> ExportedHead:
-        program, result = _exported(detector, members, list(arguments.values()), inputs, numbers)
+    def exported_with(inputs: Sequence[Tensor], numbers: Numbers, fixed: str = "") -> ExportedHead:
+        program, result = _exported(detector, members, list(arguments.values()), inputs, numbers, is_free=not fixed)
         specs = input_specs(program, names)
-        return ExportedHead(program, arguments, specs, conditions(program, specs, fractions=True), result)
+        return ExportedHead(program, arguments, specs, conditions(program, specs, fractions=True), result, fixed)
 
     def exported(inputs: Sequence[Tensor]) -> ExportedHead:
         try:
@@ -117,8 +120,11 @@ def export_head(detector: nn.Module, example: tuple[Any, ...], members: Sequence
         except SegmentError:
             raise
         except CaptureError as error:
-            with contextlib.suppress(CaptureError):  # with sizes that int() fixes, it may be right for the example's
-                return exported_with(inputs, lambda _: contextlib.nullcontext())
+            # With sizes that int() fixes, or with all sizes fixed, it may be right for the example's.
+            fails_anyhow = error.code == "branch-on-values"
+            for fixed in ("",) if fails_anyhow else ("", split_code(str(error))[0].partition(", got ")[2]):
+                with contextlib.suppress(CaptureError):
+                    return exported_with(inputs, lambda _: contextlib.nullcontext(), fixed)
             raise error from error.__cause__
 
     if not _are_batches(tensors):
@@ -185,8 +191,10 @@ def _exported(
     arguments: Sequence[ValueTree],
     tensors: Sequence[Tensor],
     numbers: Numbers,
+    *,
+    is_free: bool,
 ) -> tuple[ExportedProgram, ValueTree]:
-    shapes = tuple(dict.fromkeys(range(tensor.dim()), Dim.AUTO) for tensor in tensors)
+    shapes = tuple(dict.fromkeys(range(tensor.dim()), Dim.AUTO if is_free else Dim.STATIC) for tensor in tensors)
     results: list[ValueTree] = []
     try:
         with (
@@ -237,11 +245,11 @@ def _first_line(error: BaseException) -> str:
 
 def _line_of(causes: Sequence[BaseException]) -> str:
     """Returns the user's innermost frame, e.g. ``head.py:12 in forward: 'if x.max() > 0.5:'``, or an empty string."""
-    torch_code = Path(torch.__file__).parent
+    others = (Path(torch.__file__).parent, Path(np.__file__).parent, _OURS)
     for cause in reversed(causes):
         for frame in reversed(traceback.extract_tb(cause.__traceback__)):
             path = Path(frame.filename)
-            if not path.is_relative_to(torch_code) and not path.is_relative_to(_OURS) and path.suffix == ".py":
+            if path.suffix == ".py" and not any(map(path.is_relative_to, others)):
                 code = (frame.line or linecache.getline(frame.filename, frame.lineno or 0)).strip()
                 return f"{path.name}:{frame.lineno} in {frame.name}: '{code}'"
     return ""

@@ -127,6 +127,8 @@ def _checks(head: ExportedHead, tensors: Sequence[str]) -> Iterator[str]:
     conditions = [text for text, words in head.conditions if not is_plain(words, head.specs)]
     if conditions:
         expected += ", where " + " and ".join(dict.fromkeys(conditions))
+    if head.fixed:
+        expected += f" as in the example, because torch.export takes no other sizes ({head.fixed.partition('. ')[0]})"
     names = ", ".join(spec.name for spec in head.specs)
     message = f"hybrid_rt[head]: {names}: expected {expected}, got "
     allowed = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -256,6 +257,23 @@ def test_linspace_keeps_its_number_of_steps_free() -> None:
         images = torch.rand(1, 3, *sides)
         assert head.takes([images.shape])
         torch.testing.assert_close(tuple(head.program.module()(images)), detector(images))
+
+
+class CentresOfNumpy(nn.Module):
+    """Adds centres that numpy computes from the size, as insightface's detectors do."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        height, width = images.shape[2:]
+        centres = np.stack(np.mgrid[:height, :width][::-1], axis=-1).astype(np.float32)
+        return images[:, :2] + torch.from_numpy(centres).permute(2, 0, 1)
+
+
+def test_sizes_that_numpy_needs_are_the_example_s() -> None:
+    detector, images = CentresOfNumpy(), torch.rand(1, 3, 24, 32)
+    head = exported(detector, images)
+    assert [head.takes([(1, 3, *sides)]) for sides in ((24, 32), (32, 24))] == [True, False]
+    assert "np.mgrid[:height, :width]" in head.fixed
+    torch.testing.assert_close(head.program.module()(images)[0], detector(images))
 
 
 class Wide(SmallDetector):

@@ -71,9 +71,10 @@ def test_sizes_stay_free(kind: type[nn.Module]) -> None:
     assert type(detector.__dict__.get("places", {})) is dict
 
 
-def test_a_table_by_size_is_refused() -> None:
-    with pytest.raises(Exception, match=r"hybrid_rt\[capture\]: the detector's head: expected code that torch.export"):
-        export_head(Chooses().eval(), (torch.rand(1, 3, 24, 32),), [])
+def test_a_table_by_size_fixes_the_size() -> None:
+    head = export_head(Chooses().eval(), (torch.rand(1, 3, 24, 32),), [])
+    assert [head.takes([(1, 3, height, 32)]) for height in (24, 32)] == [True, False]
+    assert "return x + self.table[x.shape[2]]" in head.fixed
 
 
 def _look_at_int(here: dict[str, Any]) -> None:
