@@ -156,11 +156,11 @@ import os, sys
 import torch
 import hybrid_rt
 
+path, backend = sys.argv[1:]
 torch.set_num_threads(2)
-image = torch.rand(1, 3, 64, 64)
-module = hybrid_rt.compile_segment(torch.nn.Conv2d(3, 8, 3).eval(), image, engine=sys.argv[1])
+module = hybrid_rt.load(path, backend=backend, threads=2)
 with torch.no_grad():
-    module(image)
+    module(torch.rand(1, 3, 256, 256))
 if os.fork() == 0:
     del module
     print("unloaded", flush=True)
@@ -171,9 +171,9 @@ os.wait()
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_child_unloads_what_its_parent_ran(backend: str) -> None:
+def test_a_child_unloads_what_its_parent_ran(every_engine: Path, backend: str) -> None:
     """ONNX Runtime's session would wait for the threads of its pool, which a fork lacks."""
-    done = run_while_it_works([sys.executable, "-c", UNLOADING, backend])
+    done = run_while_it_works([sys.executable, "-c", UNLOADING, every_engine, backend])
     assert (done.returncode, done.stdout.strip()) == (0, "unloaded"), done.stderr
 
 
