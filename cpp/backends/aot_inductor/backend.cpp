@@ -25,7 +25,8 @@ class AotInductorBackend : public Backend {
 
   std::shared_ptr<Engine> load(const ArtifactSpec& spec, const BlobMap& blobs, const EngineOptions& options) override {
     return std::make_shared<AotInductorEngine>(spec, blobs.at("library"),
-                                               Conditions(spec.backend, blobs.at("conditions"), spec.inputs), options);
+                                               Conditions(spec.backend, blobs.at("conditions"), spec.inputs),
+                                               blobs.has("handles_nan"), options);
   }
 };
 

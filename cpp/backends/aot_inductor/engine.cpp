@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "hybrid_rt/error.h"
+#include "hybrid_rt/plugin/nan_values.h"
 
 namespace hybrid_rt::aot_inductor {
 namespace {
@@ -87,12 +88,13 @@ std::unique_ptr<torch::inductor::AOTIModelContainerRunner> make_runner(const std
 }  // namespace
 
 AotInductorEngine::AotInductorEngine(const ArtifactSpec& spec, const at::Tensor& library, Conditions conditions,
-                                     const EngineOptions& options)
+                                     bool handles_nan, const EngineOptions& options)
     : conditions_(std::move(conditions)),
       outputs_(spec.outputs.size()),
       precision_(spec.precision),
       device_(options.device),
       threads_(options.threads > 0 ? options.threads : at::get_num_threads()),
+      loses_nan_(options.device.is_cpu() && !handles_nan),
       file_(spec.blob("library").sha256, library) {
   watch_forks();
   make_torch_visible(device_.type());
@@ -107,6 +109,7 @@ AotInductorEngine::AotInductorEngine(const ArtifactSpec& spec, const at::Tensor&
 
 std::vector<at::Tensor> AotInductorEngine::run(at::ArrayRef<at::Tensor> inputs) {
   conditions_.check(inputs);
+  const bool is_nan = loses_nan_ && any_holds_nan(inputs);
   std::optional<ThreadsGuard> threads;
   if (device_.is_cpu()) threads.emplace(threads_);
   const auto guard = on(device_);  // because the runner uses the current stream of the current device
@@ -115,6 +118,7 @@ std::vector<at::Tensor> AotInductorEngine::run(at::ArrayRef<at::Tensor> inputs) 
     TORCH_CHECK(results.size() == outputs_, results.size(), " outputs, but the artifact's spec has ", outputs_);
     std::vector<at::Tensor> outputs;
     for (const at::Tensor& result : results) outputs.push_back(owned(result));
+    if (is_nan) fill_with_nan(outputs);
     return outputs;
   });
 }

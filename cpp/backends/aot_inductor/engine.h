@@ -18,8 +18,9 @@ namespace hybrid_rt::aot_inductor {
 /// call launches its work on the calling thread's current stream and does not wait for it.
 class AotInductorEngine : public Engine {
  public:
-  /// Throws Error(kBackend).
-  AotInductorEngine(const ArtifactSpec& spec, const at::Tensor& library, Conditions conditions,
+  /// Throws Error(kBackend). On CPUs, NaN in the inputs makes all outputs NaN, unless the segment handles NaN itself:
+  /// the activations of oneDNN lose it in some sizes.
+  AotInductorEngine(const ArtifactSpec& spec, const at::Tensor& library, Conditions conditions, bool handles_nan,
                     const EngineOptions& options);
 
   std::vector<at::Tensor> run(at::ArrayRef<at::Tensor> inputs) override;
@@ -32,6 +33,7 @@ class AotInductorEngine : public Engine {
   std::string precision_;
   c10::Device device_;
   int threads_;
+  bool loses_nan_;
   SharedLibraryFile file_;  // outlives the runner, which unloads the library
   std::unique_ptr<torch::inductor::AOTIModelContainerRunner> runner_;
 };

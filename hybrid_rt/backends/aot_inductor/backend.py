@@ -24,6 +24,7 @@ from ...common.specs import Artifact, blob_from_bytes
 from ..base import Availability, Backend
 from ..whole_graph import WholeGraph
 from . import cuda
+from .keep_nan import HANDLES_NAN, handles_nan, keep_nan
 
 if TYPE_CHECKING:
     from ...capture.program import Program
@@ -51,7 +52,7 @@ class AOTInductorBackend(Backend):
     name = "aot_inductor"
     precisions = ("fp32", "bf16", "fp16")
     devices = ("cpu", "cuda")
-    files: ClassVar[Mapping[str, str]] = {"library": ".so", "conditions": ".txt"}
+    files: ClassVar[Mapping[str, str]] = {"library": ".so", "conditions": ".txt", HANDLES_NAN: ".handles_nan"}
     auto_for: ClassVar[Mapping[str, int]] = {"cuda": 10}
 
     @property
@@ -110,7 +111,7 @@ class AOTInductorBackend(Backend):
         exported_program = program.exported(_DTYPES[precision])
         conditions = torch_export.conditions(exported_program, program.inputs)
         try:
-            library = _library(exported_program, program, self.target)
+            library, marks = _library(exported_program, program, self.target)
         except BackendError:
             raise
         except Exception as error:  # inductor raises many types
@@ -128,7 +129,8 @@ class AOTInductorBackend(Backend):
         }
         spec = self.spec(program, precision, versions={"torch": torch.__version__}, requirements=requirements)
         text = "".join(f"{text}\t{words}\n" for text, words in conditions)
-        return Artifact(spec, {"library": blob_from_bytes(library), "conditions": blob_from_bytes(text.encode())})
+        blobs = {"library": blob_from_bytes(library), "conditions": blob_from_bytes(text.encode()), **marks}
+        return Artifact(spec, blobs)
 
     def made_for(self) -> Mapping[str, str]:
         """Returns the compute capability of this machine's GPU, for which the kernels are compiled."""
@@ -169,8 +171,12 @@ def _compilers() -> list[str]:
     return [command for command in (commands if isinstance(commands, (list, tuple)) else [commands]) if command]
 
 
-def _library(exported_program: torch.export.ExportedProgram, program: Program, device: str) -> bytes:
-    """The shared object; for CUDA with its kernels in it, for the current device.
+def _library(
+    exported_program: torch.export.ExportedProgram, program: Program, device: str
+) -> tuple[bytes, dict[str, torch.Tensor]]:
+    """Returns the shared object, and a mark if it handles NaN itself.
+
+    For CUDA, the object is made for the current device and contains its kernels.
 
     Raises:
         BackendError: it would need a list of operators beside it, for those that have no C function.
@@ -181,6 +187,10 @@ def _library(exported_program: torch.export.ExportedProgram, program: Program, d
     examples = program.examples
     if device == "cuda":
         exported_program, examples = cuda.move_to_cuda(exported_program, examples)
+    module = exported_program.module()
+    marks = {HANDLES_NAN: blob_from_bytes(b"1")} if handles_nan(module) else {}
+    if device == "cpu":
+        keep_nan(module)
     with _private_directory() as directory, _compiling_for(device, directory):
         # Inductor tries instruction sets by small libraries that need torch's symbols, and remembers the answer for the
         # process: without this call it would ask under the options below, and find that there are none.
@@ -193,7 +203,7 @@ def _library(exported_program: torch.export.ExportedProgram, program: Program, d
         }
         with torch.no_grad(), torch_export.free_sizes(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            path = Path(str(torch._inductor.aot_compile(exported_program.module(), examples, options=options)))
+            path = Path(str(torch._inductor.aot_compile(module, examples, options=options)))
         operators = path.with_suffix(".json")
         if operators.exists() and '"target"' in operators.read_text():
             raise BackendError.make(
@@ -204,7 +214,7 @@ def _library(exported_program: torch.export.ExportedProgram, program: Program, d
                 remedy="Exclude them from the segment, or use another engine.",
                 code="operator-not-in-engine",
             )
-        return path.read_bytes()
+        return path.read_bytes(), marks
 
 
 def _targets(operators: Path) -> list[str]:

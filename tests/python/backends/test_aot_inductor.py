@@ -9,10 +9,12 @@ import gc
 import importlib
 import importlib.machinery
 import importlib.util
+import math
 import os
 import re
 import subprocess
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from helpers.small_detectors import Alone, small_image
 from hybrid_rt import BackendError, OptionError, _native
 from hybrid_rt.backends import registry
 from hybrid_rt.backends.aot_inductor import cuda
+from hybrid_rt.backends.aot_inductor.keep_nan import HANDLES_NAN, handles_nan, keep_nan
 from hybrid_rt.backends.cache import artifact_file
 from hybrid_rt.backends.selection import choose_variants
 from hybrid_rt.capture.program import Program, capture_alone
@@ -54,8 +57,9 @@ class Segment(nn.Module):
         self.layer = nn.Conv2d(3, 4, 3, padding=1)
 
     def forward(self, images: Tensor, bias: Tensor) -> Tensor:
-        coarse = F.avg_pool2d(self.layer(images), 2)
-        return (F.interpolate(coarse, scale_factor=2.0) + bias).exp()
+        coarse = F.max_pool2d(self.layer(images).relu(), 2)
+        weights = torch.full((1, 1, 1, 1), 0.5)
+        return (F.interpolate(coarse, scale_factor=2.0) + F.conv2d(torch.log(bias), weights).clamp(-1, 1)).exp()
 
 
 def inputs(batch: int = 1, height: int = 16, width: int = 24) -> tuple[Tensor, Tensor]:
@@ -137,6 +141,62 @@ def test_sizes_that_do_not_belong_together_are_refused() -> None:
     with pytest.raises(RuntimeError, match=re.escape("got [1, 3, 16, 23], [1, 1, 16, 23]. Resize the images")):
         run(*inputs(1, 16, 23))
     torch.testing.assert_close(run(images, bias), expected)
+
+
+@needs_compiler
+def test_nan_and_infinities_that_arise_inside_come_out_as_eagers() -> None:
+    images, bias = inputs()
+    bias[0, 0, 12, 20], bias[0, 0, 13, 20] = 0, -1  # log: -infinity, NaN
+    expected = program().members[0].module(images, bias)
+    assert expected.isnan().any()
+    torch.testing.assert_close(engine()(images, bias), expected, equal_nan=True)
+
+
+@needs_compiler
+def test_nan_in_an_input_makes_the_outputs_nan() -> None:
+    images, bias = inputs()
+    images[0, 1, 3, 4] = math.nan
+    assert program().members[0].module(images, bias).isnan().any()
+    assert engine()(images, bias).isnan().all()
+    assert not engine()(*inputs()).isnan().any()
+
+
+@needs_compiler
+def test_outputs_of_a_segment_that_handles_nan_itself_stay_as_they_are() -> None:
+    marked = replace(artifact(), blobs={**artifact().blobs, HANDLES_NAN: blob_from_bytes(b"1")})
+    images, bias = inputs()
+    images[0, 1, 3, 4] = math.nan
+    assert not engine_module(program(), [marked])(images, bias).isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("function", "handles", "count"),
+    [
+        (lambda x: F.relu(F.conv2d(x, torch.ones(2, 3, 1, 1))), False, 0),
+        (lambda x: F.relu(F.conv2d(x.log(), torch.ones(2, 3, 1, 1))), False, 1),
+        (lambda x: F.relu(x / x.mean()).clamp(max=6), False, 2),
+        (lambda x: F.relu(x / torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1)), False, 0),
+        (lambda x: F.relu(x / x.shape[2] / 255), False, 0),
+        (lambda x: F.relu(x / x.norm(dim=1, keepdim=True).clamp(min=1e-6)), False, 0),
+        (lambda x: F.relu(F.normalize(x, dim=1)), False, 0),
+        (lambda x: F.relu(x * torch.rsqrt(x.pow(2).mean(1, keepdim=True) + 1e-6)), False, 0),
+        (lambda x: F.relu(x * torch.rsqrt(x.mean(1, keepdim=True) + 1e-6)), False, 1),
+        (lambda x: F.relu(torch.where(torch.isnan(x), 0.0, x)), True, 0),
+        (lambda x: torch.nan_to_num(x), True, 0),
+    ],
+)
+def test_only_activations_after_a_nan_producing_operator_are_changed(
+    function: Callable[[Tensor], Tensor], handles: bool, count: int
+) -> None:
+    class Module(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return function(x)
+
+    x = torch.rand(1, 3, 8, 8)
+    module = torch.export.export(Module(), (x,), strict=False).module()
+    assert handles_nan(module) == handles
+    assert keep_nan(module) == count
+    torch.testing.assert_close(module(x), function(x))
 
 
 @needs_compiler

@@ -22,6 +22,9 @@ class BlobMap {
   /// write into them. Throws Error(kBundle) that lists the available names.
   const at::Tensor& at(std::string_view name) const;
 
+  /// Returns true if there is a byte string of this name.
+  bool has(std::string_view name) const { return bytes_.find(name) != bytes_.end(); }
+
  private:
   std::string backend_;  // for messages
   std::map<std::string, at::Tensor, std::less<>> bytes_;
