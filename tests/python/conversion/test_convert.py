@@ -396,7 +396,8 @@ def test_the_hybrid_in_memory_refuses_an_input_after_successful_calls(
 def test_an_input_to_verify_on_that_is_out_of_bounds_is_an_error(tmp_path: Path) -> None:
     example = small_image(32, 32)
     inputs = [(example,), (example,), (small_image(32, 96),)]
-    with pytest.raises(RuntimeError, match=r"hybrid_rt\[openvino\]: engine 'backbone', input 'images', dimension"):
+    message = r"the hybrid, engine 'backbone', input 'images', dimension 3: expected .*, got 1x3x32x96\. Pass shapes="
+    with pytest.raises(hybrid_rt.VerificationError, match=message):
         hybrid_rt.convert(
             small_detector(),
             (example,),
