@@ -116,6 +116,7 @@ def _hybrid(detector: nn.Module, modules: Mapping[str, nn.Module]) -> nn.Module:
 def _frozen(head: torch.jit.ScriptModule, builds: Sequence[EngineBuild], device: str) -> Hybrid:
     """Freezes a head with its engines, and removes the outputs that this head does not read from the engines."""
     frozen = jit.freeze(with_ascii_names(head))
+    _refuse_python(frozen)
     left_out = [build.name for build in builds if build.name not in jit.engines_of(frozen)]
     if left_out:
         raise CaptureError.make(
@@ -137,6 +138,20 @@ def _frozen(head: torch.jit.ScriptModule, builds: Sequence[EngineBuild], device:
         if build is not before:
             jit.replace_engine(module, build.engine)
     return Hybrid(module, sparing, operators, device)
+
+
+def _refuse_python(frozen: torch.jit.ScriptModule) -> None:
+    """Refuses a head that calls Python, such as a function with ``@torch.jit.ignore``. Only saving it would fail."""
+    for node in jit.nodes_of(frozen.graph):
+        if node.kind() == "prim::PythonOp":
+            raise CaptureError.make(
+                "capture",
+                "the detector's head",
+                expected="code that TorchScript runs without Python",
+                got=f"a call of '{node.pyname()}':\n{node.sourceRange().strip()}\n",
+                remedy="Change that line, or put it into a segment.",
+                code="head-not-scriptable",
+            )
 
 
 def _empty_engine(segments: Sequence[str]) -> Engine:

@@ -146,6 +146,27 @@ def test_a_size_that_an_engine_refuses_is_not_tried_with_other_heads(
     assert (tried, caught.value.code) == (["script"], "sizes-not-taken")
 
 
+class CallsPython(SmallDetector):
+    """Compiles as TorchScript that can't be saved."""
+
+    @torch.jit.ignore
+    def noted(self, images):
+        return images * 1.0
+
+    def forward(self, images: Tensor) -> Any:
+        return super().forward(self.noted(images))
+
+
+def test_a_scripted_head_that_calls_python_is_replaced(tmp_path: Path) -> None:
+    report = report_of(seeded(CallsPython), tmp_path / "a.pt")
+    assert report.head == "export"
+    assert "a call of 'noted': " in report.head_refused["script"]
+    assert "return super().forward(self.noted(images))" in report.head_refused["script"]
+    with pytest.raises(CaptureError, match=r"without Python, got a call of 'noted'(.|\n)*\[head-not-scriptable\]"):
+        report_of(seeded(CallsPython), tmp_path / "b.pt", head="script")
+    assert not (tmp_path / "b.pt").exists()
+
+
 class ScriptsOtherwise(SmallDetector):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         boxes, scores, labels = self.detect(self.backbone(images)["coarse"])
