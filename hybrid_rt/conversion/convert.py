@@ -32,7 +32,16 @@ from ..verification.verify import Thresholds, require
 from .assemble.builds import EngineBuild
 from .assemble.given_up import GivenUp
 from .assemble.head import script_refusal
-from .assemble.head_choice import CUT_HEAD, HeadChoice, Limits, head_choices, head_fails, input_refused
+from .assemble.head_choice import (
+    CUT_HEAD,
+    RECORDED_HEAD,
+    HeadChoice,
+    Limits,
+    head_choices,
+    head_fails,
+    input_refused,
+    warn_of_recorded_sizes,
+)
 from .assemble.module_checks import check_module
 from .assemble.variant_trials import require_running
 from .attempts import Attempt, Work, attempt_cut, attempt_whole, build_hybrid
@@ -455,6 +464,8 @@ def _checked_head(
         reason = None
         found = found or (choice, checks)
         if checks.passed:
+            if wanted.head == RECORDED_HEAD:
+                warn_of_recorded_sizes(profile, choice.hybrid, limits)
             return choice, checks
         if wanted.head != AUTO_HEAD or not checks.verification or checks.verification.engines_failed:
             return found

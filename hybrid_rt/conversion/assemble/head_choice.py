@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -93,7 +94,7 @@ def head_choices(
     for mode in HEADS if profile.cut is None else (CUT_HEAD,):
         try:
             hybrid = assemble(profile, builds, mode, device)
-            difference = "" if mode == HEADS[0] else _difference(profile, hybrid, limits, mode)
+            difference = "" if mode == HEADS[0] else _difference_on_all(profile, hybrid, limits, mode)
         except (FusionError, SegmentError):
             raise  # with other engines the same mode may take it
         except CaptureError as error:
@@ -154,13 +155,46 @@ def head_fails(error: BaseException) -> VerificationError:
     )
 
 
-def _difference(profile: Profile, hybrid: Hybrid, limits: Limits, mode: str) -> str:
-    """Returns how the hybrid differs from the detector, or an empty string."""
+def warn_of_recorded_sizes(profile: Profile, hybrid: Hybrid, limits: Limits) -> None:
+    """Warns about a recorded head that is not right for every size of ``shapes=``; it was asked for by its name."""
+    asked = [sample.arguments for sample in profile.samples if sample.required]
+    difference = _difference(profile, hybrid, limits, [], asked) if asked else ""
+    if difference:
+        warnings.warn(
+            "hybrid_rt[convert]: head='trace': expected a recording that is right for every size of shapes=, got "
+            f"one that is not: {difference}. The head keeps what its code computed from the example's size. Omit "
+            "head=, or omit shapes=.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def _difference_on_all(profile: Profile, hybrid: Hybrid, limits: Limits, mode: str) -> str:
+    """Returns how the hybrid differs from the detector on the example and the inputs derived from it, or nothing."""
     known = [(profile.example, profile.observation.result)]
     if mode == RECORDED_HEAD:
         known += with_other_values(profile.truth, profile.example)
+    return _difference(profile, hybrid, limits, known, [sample.arguments for sample in profile.samples])
+
+
+def _difference(
+    profile: Profile,
+    hybrid: Hybrid,
+    limits: Limits,
+    known: Sequence[tuple[tuple[Any, ...], Any]],
+    further: Sequence[tuple[Any, ...]],
+) -> str:
+    """Returns how the hybrid differs from the detector, or an empty string.
+
+    Args:
+        profile: the detector.
+        hybrid: the hybrid.
+        limits: what counts as equal.
+        known: arguments, each with the detector's result.
+        further: arguments whose results are not known.
+    """
     inputs = [arguments for arguments, _ in known]
-    inputs += [_as_many(sample.arguments, profile.example) for sample in profile.samples]
+    inputs += [_as_many(arguments, profile.example) for arguments in further]
     try:
         with hybrid.in_promised_precision() as module:
             compared = compare_modules(

@@ -146,6 +146,22 @@ def test_a_size_that_an_engine_refuses_is_not_tried_with_other_heads(
     assert (tried, caught.value.code) == (["script"], "sizes-not-taken")
 
 
+class AddsGrid(SmallDetector):
+    """Adds a number per cell, which it computes by Python's own numbers."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = super().forward(images)[0]
+        return features + float(images.shape[2])
+
+
+def test_a_recording_by_name_that_is_wrong_at_other_sizes_warns(tmp_path: Path) -> None:
+    with pytest.warns(
+        RuntimeWarning, match=r"head='trace': expected a recording that is right for every size of shapes="
+    ):
+        report_of(seeded(AddsGrid), tmp_path / "a.pt", head="trace")
+    report_of(seeded(AddsGrid), tmp_path / "b.pt", head="trace", shapes=[(64, 48)])  # as pytest fails on any warning
+
+
 class CallsPython(SmallDetector):
     """Compiles as TorchScript that can't be saved."""
 
