@@ -1,6 +1,6 @@
 """Makes compiled modules propagate NaN that arises inside them, on CPUs.
 
-Inductor fuses activations into oneDNN's convolutions and matrix products, whose activations lose NaN in some sizes.
+Inductor fuses activations into oneDNN's convolutions and matrix products, whose activations lose NaN at some sizes.
 Only activations that follow an operator that can make NaN or infinity from finite numbers are kept apart; usual
 networks have none. NaN in an input is found when the engine runs, see :func:`handles_nan`.
 """
@@ -79,7 +79,7 @@ def _name(node: Node) -> str:
 
 def _makes(module: GraphModule, node: Node, name: str) -> bool:
     if name in ("div", "div_"):
-        return not _is_positive(module, node.args[1])
+        return not (_is_constant_without_0(module, node.args[1]) or _is_positive(module, node.args[1]))
     if name in ("sqrt", "log"):
         return not (_is_positive(module, node.args[0]) or (name == "sqrt" and _is_not_negative(module, node.args[0])))
     if name == "rsqrt":
@@ -89,12 +89,18 @@ def _makes(module: GraphModule, node: Node, name: str) -> bool:
     return name in _MAKERS
 
 
+def _is_constant_without_0(module: GraphModule, value: Any) -> bool:
+    if isinstance(value, Node):
+        return value.op == "get_attr" and bool((_constant(module, value) != 0).all())
+    return bool(value != 0)
+
+
 def _is_positive(module: GraphModule, value: Any, depth: int = _DEPTH) -> bool:
     """Returns true if a value is certainly greater than 0, or NaN."""
     if not isinstance(value, Node):
-        return isinstance(value, (int, float)) and value != 0
+        return isinstance(value, (int, float)) and value > 0
     if value.op == "get_attr":
-        return bool((_constant(module, value) != 0).all())
+        return bool((_constant(module, value) > 0).all())
     name, args = _name(value), value.args
     if name.startswith("sym_") or (value.op == "call_function" and not name):
         return True  # a size, or Python's arithmetic on sizes

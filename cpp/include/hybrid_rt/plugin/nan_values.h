@@ -13,8 +13,8 @@ namespace hybrid_rt {
 
 /// Returns true for a float32 tensor in the CPU's memory that holds a NaN.
 ///
-/// Some runtimes lose NaN: the kernels of OpenVINO 2026.4 and ONNX Runtime turn relu(NaN) into 0, so that a damaged
-/// input would give plausible results. torch propagates NaN.
+/// Some runtimes lose NaN: the kernels of OpenVINO 2026.4, ONNX Runtime and AOTInductor turn relu(NaN) into 0, so that
+/// a damaged input would give plausible results. torch propagates NaN.
 inline bool holds_nan(const at::Tensor& tensor) {
   if (tensor.scalar_type() != c10::ScalarType::Float || !tensor.is_cpu()) return false;
   constexpr std::size_t kChunk = 4096;  // between two looks: within, the loop has no branch
